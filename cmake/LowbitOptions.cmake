@@ -1,0 +1,15 @@
+# Every switch of the build, in one place.
+set(LOWBIT_CUDA "AUTO" CACHE STRING "Build the CUDA kernels: ON, OFF, or AUTO (when a CUDA compiler is found)")
+set_property(CACHE LOWBIT_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(LOWBIT_CUDA_ARCHITECTURES "75;80;86;89;90a;100a;120" CACHE STRING "CUDA architectures of a release build")
+set(LOWBIT_SANITIZE "" CACHE STRING "Sanitizers for every target, e.g. address,undefined")
+option(LOWBIT_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
+option(LOWBIT_BUILD_BENCHMARKS "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
+option(LOWBIT_BUILD_FUZZERS "Build the libFuzzer targets (clang only)" OFF)
+option(LOWBIT_INSTALL "Generate the install rules" ON)
+option(LOWBIT_PCH "Precompile torch's headers" ON)
+option(LOWBIT_WERROR "Treat warnings as errors" ${PROJECT_IS_TOP_LEVEL})
+
+if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()

@@ -1,0 +1,47 @@
+// Block-wise 8-bit quantization through a 256-entry map (dynamic, linear, fp8, normal or any other ascending map).
+#pragma once
+
+#include <cstdint>
+
+#include "lowbit/kernels/types.h"
+
+namespace lowbit::kernels {
+
+/// codes[i] = index of the map entry nearest to input[i] / absmax, ties to the even index. code: [256] ascending.
+/// blocksize: any positive number.
+struct QuantizeBlockwiseParams {
+  const void* input = nullptr;  ///< [numel], contiguous
+  DType input_dtype = DType::kFloat32;
+  int64_t numel = 0;
+  int64_t blocksize = 256;
+  const float* code = nullptr;
+  uint8_t* codes = nullptr;  ///< [numel]
+  float* absmax = nullptr;   ///< [ceil(numel / blocksize)]
+};
+
+/// output[i] = round(code[codes[i]] * absmax[i / blocksize])
+struct DequantizeBlockwiseParams {
+  const uint8_t* codes = nullptr;
+  const float* absmax = nullptr;
+  const float* code = nullptr;
+  int64_t numel = 0;
+  int64_t blocksize = 256;
+  void* output = nullptr;
+  DType output_dtype = DType::kFloat32;
+};
+
+namespace ref {
+/// Unit: block.
+Status quantize_blockwise(const QuantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
+/// Unit: block.
+Status dequantize_blockwise(const DequantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
+}  // namespace ref
+
+namespace cpu {
+/// Unit: block.
+Status quantize_blockwise(const QuantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
+/// Unit: block.
+Status dequantize_blockwise(const DequantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
+}  // namespace cpu
+
+}  // namespace lowbit::kernels

@@ -1,0 +1,115 @@
+// NF4 and FP4: block-wise 4-bit quantization, dequantization, and the matmul over packed weights.
+// Formats and numerics follow bitsandbytes; see docs/numerics.md.
+//
+// CPU entries are serial over [begin, end) of the unit that each one names; the caller spreads ranges over threads.
+// `ref` is the scalar truth, `cpu` picks the best kernel for active_isa() and is bit-identical with `ref` for quantize
+// and dequantize.
+#pragma once
+
+#include <cstdint>
+
+#include "lowbit/kernels/types.h"
+
+namespace lowbit::kernels {
+
+enum class QuantType : int8_t { kNF4, kFP4 };
+
+/// packed: ceil(numel / 2) bytes, element 2i in the high nibble of byte i. An odd tail is completed with the code of 0.
+/// absmax: [ceil(numel / blocksize)] float32. blocksize: even, >= 2.
+struct Quantize4bitParams {
+  const void* input = nullptr;  ///< [numel], contiguous
+  DType input_dtype = DType::kFloat32;
+  int64_t numel = 0;
+  int64_t blocksize = 64;
+  QuantType quant_type = QuantType::kNF4;
+  uint8_t* packed = nullptr;
+  float* absmax = nullptr;
+};
+
+/// output[i] = round(code[c_i] * absmax[i / blocksize]), one float32 multiply and one rounding.
+struct Dequantize4bitParams {
+  const uint8_t* packed = nullptr;
+  BlockScales scales;
+  int64_t numel = 0;
+  int64_t blocksize = 64;
+  QuantType quant_type = QuantType::kNF4;
+  const float* code = nullptr;  ///< Any 16 values in code order; null: the table of quant_type (FP4 code 8 is -0.0).
+  void* output = nullptr;       ///< [numel], contiguous
+  DType output_dtype = DType::kFloat32;
+};
+
+/// output[M,N] = input[M,K] * W[N,K]^T + bias[N]; W is the dequantized weight, blocks run over its flat index.
+/// Accumulation in float32, one rounding to dtype at the end.
+struct Matmul4bitParams {
+  const void* input = nullptr;  ///< [M, K], rows `input_stride` elements apart
+  int64_t input_stride = 0;
+  DType dtype = DType::kFloat32;  ///< of input and output
+  int64_t m = 0, n = 0, k = 0;
+  const uint8_t* packed = nullptr;  ///< ceil(n * k / 2) bytes
+  BlockScales scales;
+  int64_t blocksize = 64;
+  QuantType quant_type = QuantType::kNF4;
+  const float* code = nullptr;  ///< As in Dequantize4bitParams.
+  const void* bias = nullptr;   ///< [N] or null
+  DType bias_dtype = DType::kFloat32;
+  void* output = nullptr;  ///< [M, N], contiguous
+  void* workspace = nullptr;  ///< Matmul4bitPlan::workspace_bytes, 64-byte aligned, shared by all threads
+};
+
+/// How a matmul runs on the CPU: a pure function of the problem and the instruction set.
+/// Phase 1 (when prepare_units > 0): matmul_4bit_prepare over [0, prepare_units) fills the workspace with the
+/// activations in the kernel's order. Phase 2: matmul_4bit over [0, units). Every unit writes its own outputs.
+struct Matmul4bitPlan {
+  const char* kernel = "";  ///< name, for logs and tests
+  int32_t id = 0;
+  int64_t prepare_units = 0;
+  int64_t units = 0;
+  int64_t grain = 1;  ///< units that are worth a thread of their own
+  int64_t workspace_bytes = 0;
+};
+
+namespace ref {
+/// Unit: block.
+Status quantize_4bit(const Quantize4bitParams& params, int64_t begin, int64_t end) noexcept;
+/// Unit: block.
+Status dequantize_4bit(const Dequantize4bitParams& params, int64_t begin, int64_t end) noexcept;
+/// Unit: output column n (row of W). Accumulates in double: the oracle.
+Status matmul_4bit(const Matmul4bitParams& params, int64_t begin, int64_t end) noexcept;
+}  // namespace ref
+
+namespace cpu {
+/// Unit: block.
+Status quantize_4bit(const Quantize4bitParams& params, int64_t begin, int64_t end) noexcept;
+/// Unit: block.
+Status dequantize_4bit(const Dequantize4bitParams& params, int64_t begin, int64_t end) noexcept;
+
+/// Pointers are ignored: only sizes, dtypes, blocksize, nesting and active_isa() matter.
+Matmul4bitPlan plan_matmul_4bit(const Matmul4bitParams& params) noexcept;
+Status matmul_4bit_prepare(const Matmul4bitPlan& plan, const Matmul4bitParams& params, int64_t begin,
+                           int64_t end) noexcept;
+Status matmul_4bit(const Matmul4bitPlan& plan, const Matmul4bitParams& params, int64_t begin,
+                   int64_t end) noexcept;
+
+/// grad_input[M,K] = grad_output[M,N] * W[N,K]. `input` is grad_output (K and N keep their meaning for W), `output`
+/// is grad_input, bias is ignored. Unit: a slice of 64 columns of K (the last one short); deterministic.
+Status matmul_4bit_backward_input(const Matmul4bitParams& params, int64_t begin, int64_t end) noexcept;
+}  // namespace cpu
+
+/// Gathers rows of a 4-bit table [rows, dim]: output[i, :] = W[ids[i], :].
+struct Embedding4bitParams {
+  const int64_t* ids = nullptr;  ///< [count], each in [0, rows): checked by the caller
+  int64_t count = 0;
+  int64_t rows = 0, dim = 0;
+  const uint8_t* packed = nullptr;
+  BlockScales scales;
+  int64_t blocksize = 64;
+  QuantType quant_type = QuantType::kNF4;
+  void* output = nullptr;  ///< [count, dim], contiguous
+  DType output_dtype = DType::kFloat32;
+};
+namespace cpu {
+/// Unit: id.
+Status embedding_4bit(const Embedding4bitParams& params, int64_t begin, int64_t end) noexcept;
+}  // namespace cpu
+
+}  // namespace lowbit::kernels
