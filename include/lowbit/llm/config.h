@@ -24,7 +24,7 @@ struct BitsAndBytesConfig {
   double llm_int8_threshold = 6.0;
   /// Module paths (or last components of paths) that stay in floating point. Unset: the output head
   /// and what is tied to it. Set: exactly these, so an empty list quantizes even lm_head.
-  std::optional<std::vector<std::string>> llm_int8_skip_modules;
+  std::optional<std::vector<std::string>> llm_int8_skip_modules = std::nullopt;
   bool llm_int8_enable_fp32_cpu_offload = false;
   bool llm_int8_has_fp16_weight = false;
   std::string bnb_4bit_quant_type = "fp4";  ///< "fp4" or "nf4"
@@ -47,21 +47,21 @@ using LoadProgress = std::function<void(int64_t done, int64_t total, const std::
 struct FromPretrainedOptions {
   /// Quantize a float checkpoint while it loads. Ignored (with a c10 warning) when the checkpoint
   /// is quantized already.
-  std::optional<BitsAndBytesConfig> quantization_config;
+  std::optional<BitsAndBytesConfig> quantization_config = std::nullopt;
   /// "cpu", or "auto": the best place there is. Other devices are an error that says what is
   /// supported.
   std::string device_map = "cpu";
   /// Limits per device, e.g. {{"cpu", "30GiB"}}: bytes with an optional KB, MB, GB, KiB, MiB or
   /// GiB. A model that does not fit is an error before anything is loaded.
-  std::map<std::string, std::string> max_memory;
+  std::map<std::string, std::string> max_memory = {};
   /// Of everything that is not quantized; unset: the checkpoint's (a GGUF file: float32).
-  std::optional<c10::ScalarType> dtype;
+  std::optional<c10::ScalarType> dtype = std::nullopt;
   /// Elements that share one scale when quantizing to 4 bits.
   int64_t blocksize = 64;
   /// Also store the input embedding and the output head in 8 bits (row-wise, weights only); when
   /// they are tied, once. Transformers does not read such a file; lowbit does.
   bool quantize_embeddings = false;
-  LoadProgress progress;
+  LoadProgress progress = nullptr;
 };
 
 struct SavePretrainedOptions {

@@ -12,16 +12,17 @@ namespace lowbit::llm {
 
 /// Unset fields take the model's generation_config.json, then Transformers' defaults (in brackets).
 struct GenerationConfig {
-  std::optional<int64_t> max_new_tokens;  ///< [until the end token or the end of the context]
+  std::optional<int64_t> max_new_tokens =
+      std::nullopt;  ///< [until the end token or the end of the context]
   /// Unset: sample when any of temperature, top_k, top_p, min_p is set here (a temperature of 0
   /// means greedy), else what generation_config.json says [false].
-  std::optional<bool> do_sample;
-  std::optional<double> temperature;         ///< > 0, or 0 for greedy [1.0]
-  std::optional<int64_t> top_k;              ///< >= 0, 0 keeps all [50]
-  std::optional<double> top_p;               ///< in (0, 1] [1.0]
-  std::optional<double> min_p;               ///< in [0, 1] [0]
-  std::optional<double> repetition_penalty;  ///< > 0 [1.0]
-  std::optional<uint64_t> seed;              ///< [drawn from the system]
+  std::optional<bool> do_sample = std::nullopt;
+  std::optional<double> temperature = std::nullopt;         ///< > 0, or 0 for greedy [1.0]
+  std::optional<int64_t> top_k = std::nullopt;              ///< >= 0, 0 keeps all [50]
+  std::optional<double> top_p = std::nullopt;               ///< in (0, 1] [1.0]
+  std::optional<double> min_p = std::nullopt;               ///< in [0, 1] [0]
+  std::optional<double> repetition_penalty = std::nullopt;  ///< > 0 [1.0]
+  std::optional<uint64_t> seed = std::nullopt;              ///< [drawn from the system]
   std::optional<std::vector<int64_t>>
       eos_token_ids;  ///< stop after one of these; empty: never stop
 };
@@ -75,7 +76,7 @@ class TokenStream {
 
  private:
   std::unique_ptr<State> state_;
-  std::optional<int64_t> current_;
+  std::optional<int64_t> current_ = std::nullopt;
 };
 
 }  // namespace lowbit::llm

@@ -14,7 +14,7 @@ struct PerplexityOptions {
   int64_t stride =
       0;  ///< tokens between windows, in [1, ctx]; 0 means ctx. Each token is scored once.
   int64_t max_tokens = 0;  ///< use only the first tokens of the text; 0 means all
-  std::function<void(int64_t done, int64_t total)> progress;  ///< tokens scored
+  std::function<void(int64_t done, int64_t total)> progress = nullptr;  ///< tokens scored
 };
 
 struct PerplexityResult {
