@@ -1,9 +1,9 @@
 // NF4 and FP4: block-wise 4-bit quantization, dequantization, and the matmul over packed weights.
 // Formats and numerics follow bitsandbytes; see docs/numerics.md.
 //
-// CPU entries are serial over [begin, end) of the unit that each one names; the caller spreads ranges over threads.
-// `ref` is the scalar truth, `cpu` picks the best kernel for active_isa() and is bit-identical with `ref` for quantize
-// and dequantize.
+// CPU entries are serial over [begin, end) of the unit that each one names; the caller spreads
+// ranges over threads. `ref` is the scalar truth, `cpu` picks the best kernel for active_isa() and
+// is bit-identical with `ref` for quantize and dequantize.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,11 @@ namespace lowbit::kernels {
 
 enum class QuantType : int8_t { kNF4, kFP4 };
 
-/// packed: ceil(numel / 2) bytes, element 2i in the high nibble of byte i. An odd tail is completed with the code of 0.
-/// absmax: [ceil(numel / blocksize)] float32. blocksize: even, >= 2.
+/// packed: ceil(numel / 2) bytes, element 2i in the high nibble of byte i. An odd tail is completed
+/// with the code of 0. absmax: [ceil(numel / blocksize)] float32, the largest magnitude with NaN
+/// ignored and subnormals as zero. blocksize: even, >= 2. code = nearest to input * (1 / absmax); a
+/// NaN gets the code of the smallest value (NF4: -1). A block that holds an infinity, or a
+/// magnitude above 2^126, loses its finite values: callers reject such input.
 struct Quantize4bitParams {
   const void* input = nullptr;  ///< [numel], contiguous
   DType input_dtype = DType::kFloat32;
@@ -33,13 +36,14 @@ struct Dequantize4bitParams {
   int64_t numel = 0;
   int64_t blocksize = 64;
   QuantType quant_type = QuantType::kNF4;
-  const float* code = nullptr;  ///< Any 16 values in code order; null: the table of quant_type (FP4 code 8 is -0.0).
+  const float* code = nullptr;  ///< Any 16 values in code order; null: the table of quant_type (FP4
+                                ///< code 8 is -0.0).
   void* output = nullptr;       ///< [numel], contiguous
   DType output_dtype = DType::kFloat32;
 };
 
-/// output[M,N] = input[M,K] * W[N,K]^T + bias[N]; W is the dequantized weight, blocks run over its flat index.
-/// Accumulation in float32, one rounding to dtype at the end.
+/// output[M,N] = input[M,K] * W[N,K]^T + bias[N]; W is the dequantized weight, blocks run over its
+/// flat index. Accumulation in float32, one rounding to dtype at the end.
 struct Matmul4bitParams {
   const void* input = nullptr;  ///< [M, K], rows `input_stride` elements apart
   int64_t input_stride = 0;
@@ -53,12 +57,14 @@ struct Matmul4bitParams {
   const void* bias = nullptr;   ///< [N] or null
   DType bias_dtype = DType::kFloat32;
   void* output = nullptr;  ///< [M, N], contiguous
-  void* workspace = nullptr;  ///< Matmul4bitPlan::workspace_bytes, 64-byte aligned, shared by all threads
+  void* workspace =
+      nullptr;  ///< Matmul4bitPlan::workspace_bytes, 64-byte aligned, shared by all threads
 };
 
 /// How a matmul runs on the CPU: a pure function of the problem and the instruction set.
-/// Phase 1 (when prepare_units > 0): matmul_4bit_prepare over [0, prepare_units) fills the workspace with the
-/// activations in the kernel's order. Phase 2: matmul_4bit over [0, units). Every unit writes its own outputs.
+/// Phase 1 (when prepare_units > 0): matmul_4bit_prepare over [0, prepare_units) fills the
+/// workspace with the activations in the kernel's order. Phase 2: matmul_4bit over [0, units).
+/// Every unit writes its own outputs.
 struct Matmul4bitPlan {
   const char* kernel = "";  ///< name, for logs and tests
   int32_t id = 0;
@@ -85,14 +91,16 @@ Status dequantize_4bit(const Dequantize4bitParams& params, int64_t begin, int64_
 
 /// Pointers are ignored: only sizes, dtypes, blocksize, nesting and active_isa() matter.
 Matmul4bitPlan plan_matmul_4bit(const Matmul4bitParams& params) noexcept;
-Status matmul_4bit_prepare(const Matmul4bitPlan& plan, const Matmul4bitParams& params, int64_t begin,
-                           int64_t end) noexcept;
+Status matmul_4bit_prepare(const Matmul4bitPlan& plan, const Matmul4bitParams& params,
+                           int64_t begin, int64_t end) noexcept;
 Status matmul_4bit(const Matmul4bitPlan& plan, const Matmul4bitParams& params, int64_t begin,
                    int64_t end) noexcept;
 
-/// grad_input[M,K] = grad_output[M,N] * W[N,K]. `input` is grad_output (K and N keep their meaning for W), `output`
-/// is grad_input, bias is ignored. Unit: a slice of 64 columns of K (the last one short); deterministic.
-Status matmul_4bit_backward_input(const Matmul4bitParams& params, int64_t begin, int64_t end) noexcept;
+/// grad_input[M,K] = grad_output[M,N] * W[N,K]. `input` is grad_output (K and N keep their meaning
+/// for W), `output` is grad_input, bias is ignored. Unit: a slice of 64 columns of K (the last one
+/// short); deterministic.
+Status matmul_4bit_backward_input(const Matmul4bitParams& params, int64_t begin,
+                                  int64_t end) noexcept;
 }  // namespace cpu
 
 /// Gathers rows of a 4-bit table [rows, dim]: output[i, :] = W[ids[i], :].

@@ -1,4 +1,5 @@
-// LLM.int8(): row-wise int8 quantization with outliers, exact int8 matmul with a fused epilogue, embedding gather.
+// LLM.int8(): row-wise int8 quantization with outliers, exact int8 matmul with a fused epilogue,
+// embedding gather.
 #pragma once
 
 #include <cstdint>
@@ -7,23 +8,26 @@
 
 namespace lowbit::kernels {
 
-/// Row-wise quantization of A[rows, cols]: q = rint(A * (1/s * 127)), s = max |A| over the row's non-outliers.
-/// An element is an outlier iff threshold > 0 and |A| >= threshold; outliers get q = 0, and with rows > 1 their whole
-/// column does (see zero_outlier_columns). The threshold is rounded to float16 once.
+/// Row-wise quantization of A[rows, cols]: q = rint(A * (1/s * 127)), ties to even, s = max |A|
+/// over the row's non-outliers. NaN is ignored in s and gives q = 0; a row with an infinity that is
+/// no outlier gives q = 0. An element is an outlier iff threshold > 0 and |A| >= threshold;
+/// outliers get q = 0, and with rows > 1 their whole column does (see zero_outlier_columns). The
+/// threshold is rounded to float16 once.
 struct QuantizeRowwiseParams {
   const void* input = nullptr;  ///< [rows, cols], rows `input_stride` elements apart
   int64_t input_stride = 0;
   DType input_dtype = DType::kFloat16;
   int64_t rows = 0, cols = 0;
   float threshold = 0.0f;
-  int8_t* q = nullptr;                ///< [rows, cols], contiguous
-  float* stats = nullptr;             ///< [rows]
-  uint8_t* outlier_columns = nullptr; ///< [cols], zeroed by the caller; set to 1 where a column holds an outlier. May be
-                                      ///< null when threshold <= 0. Threads may share it (relaxed stores of 1).
+  int8_t* q = nullptr;     ///< [rows, cols], contiguous
+  float* stats = nullptr;  ///< [rows]
+  uint8_t* outlier_columns =
+      nullptr;  ///< [cols], zeroed by the caller; set to 1 where a column holds an outlier. May be
+                ///< null when threshold <= 0. Threads may share it (relaxed stores of 1).
 };
 
-/// Column-wise quantization (the `col` half of int8_double_quant): stats[k] = max |A[:,k]| over non-outliers,
-/// q = rint(float16(A * 127) / stats).
+/// Column-wise quantization (the `col` half of int8_double_quant): stats[k] = max |A[:,k]| over
+/// non-outliers, q = rint(round(A * 127) / stats), where round is to the type of the input.
 struct QuantizeColwiseParams {
   const void* input = nullptr;
   int64_t input_stride = 0;
@@ -34,7 +38,8 @@ struct QuantizeColwiseParams {
   float* stats = nullptr;  ///< [cols]
 };
 
-/// output = q * stats[row] / 127 (float32 product order of the format: f32(f32(q * s) * 0x3c010204), then rounded).
+/// output = q * stats[row] / 127 (float32 product order of the format: f32(f32(q * s) *
+/// 0x3c010204), then rounded).
 struct DequantizeRowwiseParams {
   const int8_t* q = nullptr;  ///< [rows, cols]
   const float* stats = nullptr;
@@ -49,7 +54,8 @@ struct MatmulInt8Params {
   const int8_t* b = nullptr;  ///< [N, K], contiguous
   int64_t m = 0, n = 0, k = 0;
   int32_t* c = nullptr;  ///< [M, N] or null when fused (below)
-  // Fused epilogue: output = C * row_stats[m] * col_stats[n] / 127^2 + bias[n], float32, one rounding to output_dtype.
+  // Fused epilogue: output = C * row_stats[m] * col_stats[n] / 127^2 + bias[n], float32, one
+  // rounding to output_dtype.
   const float* row_stats = nullptr;
   const float* col_stats = nullptr;
   const void* bias = nullptr;
@@ -81,8 +87,8 @@ struct EmbeddingInt8Params {
   DType output_dtype = DType::kFloat32;
 };
 
-/// Weight-only int8 linear: output[M,N] = input[M,K] * (q[N,K] * stats[N] / 127)^T + bias; activations are not quantized
-/// to 8 bits. Used for 8-bit heads.
+/// Weight-only int8 linear: output[M,N] = input[M,K] * (q[N,K] * stats[N] / 127)^T + bias;
+/// activations are not quantized to 8 bits. Used for 8-bit heads.
 struct LinearInt8Params {
   const void* input = nullptr;
   int64_t input_stride = 0;
@@ -101,7 +107,8 @@ Status quantize_rowwise(const QuantizeRowwiseParams& params, int64_t begin, int6
 /// Unit: column.
 Status quantize_colwise(const QuantizeColwiseParams& params, int64_t begin, int64_t end) noexcept;
 /// Unit: row.
-Status dequantize_rowwise(const DequantizeRowwiseParams& params, int64_t begin, int64_t end) noexcept;
+Status dequantize_rowwise(const DequantizeRowwiseParams& params, int64_t begin,
+                          int64_t end) noexcept;
 /// Unit: output column n.
 Status matmul_int8(const MatmulInt8Params& params, int64_t begin, int64_t end) noexcept;
 /// Unit: row.
@@ -113,9 +120,11 @@ Status linear_int8(const LinearInt8Params& params, int64_t begin, int64_t end) n
 namespace cpu {
 Status quantize_rowwise(const QuantizeRowwiseParams& params, int64_t begin, int64_t end) noexcept;
 /// Unit: row. Clears q in the columns that are set in outlier_columns (second phase, rows > 1).
-Status zero_outlier_columns(const QuantizeRowwiseParams& params, int64_t begin, int64_t end) noexcept;
+Status zero_outlier_columns(const QuantizeRowwiseParams& params, int64_t begin,
+                            int64_t end) noexcept;
 Status quantize_colwise(const QuantizeColwiseParams& params, int64_t begin, int64_t end) noexcept;
-Status dequantize_rowwise(const DequantizeRowwiseParams& params, int64_t begin, int64_t end) noexcept;
+Status dequantize_rowwise(const DequantizeRowwiseParams& params, int64_t begin,
+                          int64_t end) noexcept;
 Status matmul_int8(const MatmulInt8Params& params, int64_t begin, int64_t end) noexcept;
 Status dequantize_matmul(const DequantizeMatmulParams& params, int64_t begin, int64_t end) noexcept;
 /// Unit: id.

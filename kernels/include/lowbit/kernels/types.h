@@ -1,4 +1,5 @@
-// The words of the door: status, element types, block statistics. Plain C++; sees neither torch nor CUDA.
+// The words of the door: status, element types, block statistics. Plain C++; sees neither torch nor
+// CUDA.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +8,11 @@ namespace lowbit::kernels {
 
 /// What became of a call. Kernels never throw, print or abort.
 enum class StatusCode : int32_t {
-  kOk = 0,               ///< Done, or enqueued on the stream.
-  kInvalidArgument = 1,  ///< A size, pointer or enum outside the documented range; nothing was written.
-  kUnsupported = 2,      ///< A valid problem that no kernel here solves; nothing was written.
-  kCudaError = 3,        ///< The CUDA runtime refused a launch; `cuda_error` is its code.
+  kOk = 0,  ///< Done, or enqueued on the stream.
+  kInvalidArgument =
+      1,             ///< A size, pointer or enum outside the documented range; nothing was written.
+  kUnsupported = 2,  ///< A valid problem that no kernel here solves; nothing was written.
+  kCudaError = 3,    ///< The CUDA runtime refused a launch; `cuda_error` is its code.
 };
 
 struct [[nodiscard]] Status {
@@ -42,14 +44,16 @@ struct Stream {
 /// ceil(a / b) for a >= 0, b > 0, without overflow of a + b.
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return a / b + (a % b != 0); }
 
-/// Scales of the blocks of a 4-bit weight: plain float32, or nested (an 8-bit code per block, see
-/// spec "double quantization"): absmax[i] = code[absmax_8bit[i]] * absmax2[i / 256] + offset.
+/// Scales of the blocks of a 4-bit weight: plain float32, or nested ("double quantization", an
+/// 8-bit code per block): absmax[i] = code[absmax_8bit[i]] * absmax2[i / 256] + offset, the product
+/// rounded before the sum.
 struct BlockScales {
-  const float* absmax = nullptr;          ///< [nblocks]; null when nested.
-  const uint8_t* absmax_8bit = nullptr;   ///< [nblocks]; null when plain.
-  const float* absmax_code = nullptr;     ///< [256]
-  const float* absmax2 = nullptr;         ///< [ceil(nblocks / 256)]
-  const float* absmax_offset = nullptr;   ///< One value, in the memory of the device that runs the kernel.
+  const float* absmax = nullptr;         ///< [nblocks]; null when nested.
+  const uint8_t* absmax_8bit = nullptr;  ///< [nblocks]; null when plain.
+  const float* absmax_code = nullptr;    ///< [256]
+  const float* absmax2 = nullptr;        ///< [ceil(nblocks / 256)]
+  const float* absmax_offset =
+      nullptr;  ///< One value, in the memory of the device that runs the kernel.
   bool nested() const noexcept { return absmax_8bit != nullptr; }
 };
 

@@ -1,1 +1,0 @@
-#include "lowbit/kernels/types.h"
