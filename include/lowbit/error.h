@@ -4,11 +4,12 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace lowbit {
 
-/// A file or text that cannot be used: what() names the file, where (byte offset or JSON path), what was expected and
-/// what was found. No state changes before it is thrown.
+/// A file or text that cannot be used: what() names the file, where (byte offset or JSON path),
+/// what was expected and what was found. No state changes before it is thrown.
 class FormatError : public std::runtime_error {
  public:
   FormatError(std::string file, std::string where, std::string expected, std::string found)

@@ -14,13 +14,24 @@ namespace lowbit::io {
 
 /// Tensor encodings that can be dequantized here (numbers are GGUF's own).
 enum class GgufType : uint32_t {
-  kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14, kBF16 = 30
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kBF16 = 30
 };
 const char* gguf_type_name(GgufType type) noexcept;
 
 /// A metadata value: integers widen to int64/uint64, floats to double; arrays hold one kind.
-using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, std::vector<bool>, std::vector<int64_t>,
-                               std::vector<uint64_t>, std::vector<double>, std::vector<std::string>>;
+using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, std::vector<bool>,
+                               std::vector<int64_t>, std::vector<uint64_t>, std::vector<double>,
+                               std::vector<std::string>>;
 
 struct GgufTensor {
   std::string name;
@@ -35,14 +46,16 @@ class GgufFile {
  public:
   /// Throws IoError or FormatError. Every count, length and offset is checked against the file.
   static GgufFile open(const std::string& path);
-  static GgufFile parse(std::shared_ptr<const void> owner, const std::byte* data, size_t size, const std::string& name);
+  static GgufFile parse(std::shared_ptr<const void> owner, const std::byte* data, size_t size,
+                        const std::string& name);
 
   const std::string& path() const noexcept { return path_; }
   const std::map<std::string, GgufValue>& metadata() const noexcept { return metadata_; }
   const std::vector<GgufTensor>& tensors() const noexcept { return tensors_; }
   const GgufTensor* find(const std::string& name) const noexcept;
 
-  /// Typed access; throw FormatError when the key is missing or of another kind. The second form has a default.
+  /// Typed access; throw FormatError when the key is missing or of another kind. The second form
+  /// has a default.
   std::string get_string(const std::string& key) const;
   int64_t get_int(const std::string& key) const;
   double get_float(const std::string& key) const;
@@ -51,7 +64,8 @@ class GgufFile {
   double get_float(const std::string& key, double fallback) const;
   bool get_bool(const std::string& key, bool fallback) const;
 
-  /// Dequantizes elements [begin, end) to float32; begin and end are multiples of the block of the type (or the ends).
+  /// Dequantizes elements [begin, end) to float32; begin and end are multiples of the block of the
+  /// type (or the ends).
   void dequantize(const GgufTensor& tensor, int64_t begin, int64_t end, float* output) const;
   void release(const GgufTensor& tensor) const noexcept;
   std::shared_ptr<const void> owner() const noexcept { return owner_; }

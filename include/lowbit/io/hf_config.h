@@ -1,4 +1,5 @@
-// config.json and generation_config.json of a Hugging Face model directory, and the same facts read from a GGUF file.
+// config.json and generation_config.json of a Hugging Face model directory, and the same facts read
+// from a GGUF file.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,8 @@ namespace lowbit::io {
 
 class GgufFile;
 
-/// "quantization_config" of config.json: the fields of Transformers' BitsAndBytesConfig, one for one, same defaults.
+/// "quantization_config" of config.json: the fields of Transformers' BitsAndBytesConfig, one for
+/// one, same defaults.
 struct QuantizationConfigJson {
   bool load_in_8bit = false;
   bool load_in_4bit = false;
@@ -25,7 +27,8 @@ struct QuantizationConfigJson {
   std::string bnb_4bit_quant_storage = "uint8";
 };
 
-/// rope_scaling / rope_parameters. type: "default", "linear", "dynamic", "llama3", "yarn", ... as written in the file.
+/// rope_scaling / rope_parameters. type: "default", "linear", "dynamic", "llama3", "yarn", ... as
+/// written in the file.
 struct RopeConfig {
   std::string type = "default";
   double theta = 10000.0;
@@ -35,7 +38,8 @@ struct RopeConfig {
   int64_t original_max_position_embeddings = 0;
 };
 
-/// What a decoder needs. Every number is validated (positive, divisible where it must be, below a sane limit).
+/// What a decoder needs. Every number is validated (positive, divisible where it must be, below a
+/// sane limit).
 struct ModelConfig {
   std::string model_type;                  ///< "llama", "mistral", ...
   std::vector<std::string> architectures;  ///< {"LlamaForCausalLM"}
@@ -67,11 +71,12 @@ ModelConfig read_model_config(const std::string& directory);
 ModelConfig parse_model_config(const std::string& json, const std::string& name);
 /// From a GGUF file's metadata (architectures llama, mistral).
 ModelConfig model_config_from_gguf(const GgufFile& file);
-/// config.json text: keys sorted, 2-space indent; unknown fields of `config.json` kept, quantization_config written in
-/// full (13 fields) when set and removed when not.
+/// config.json text: keys sorted, 2-space indent; unknown fields of `config.json` kept,
+/// quantization_config written in full (13 fields) when set and removed when not.
 std::string model_config_to_json(const ModelConfig& config);
 
-/// Defaults for generate(), from generation_config.json; empty optionals when the file or field is missing.
+/// Defaults for generate(), from generation_config.json; empty optionals when the file or field is
+/// missing.
 struct GenerationConfigJson {
   std::optional<double> temperature, top_p, min_p, repetition_penalty;
   std::optional<int64_t> top_k, max_new_tokens;
