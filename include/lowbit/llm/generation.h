@@ -23,8 +23,8 @@ struct GenerationConfig {
   std::optional<double> min_p = std::nullopt;               ///< in [0, 1] [0]
   std::optional<double> repetition_penalty = std::nullopt;  ///< > 0 [1.0]
   std::optional<uint64_t> seed = std::nullopt;              ///< [drawn from the system]
-  std::optional<std::vector<int64_t>>
-      eos_token_ids;  ///< stop after one of these; empty: never stop
+  /// Stop after one of these; empty: never stop [the model's].
+  std::optional<std::vector<int64_t>> eos_token_ids = std::nullopt;
 };
 
 /// Times of one generation, in seconds.
