@@ -1,7 +1,9 @@
-// What a transformer decoder does between its quantized linear layers, on the CPU: norm, rotary embedding, attention over
-// a cache, gated activation, and products with weights that are not quantized. Activations are float32 throughout.
+// What a transformer decoder does between its quantized linear layers, on the CPU: norm, rotary
+// embedding, attention over a cache, gated activation, and products with weights that are not
+// quantized. Activations are float32 throughout.
 //
-// Entries are serial over [begin, end) of the unit that each one names; the caller spreads ranges over threads.
+// Entries are serial over [begin, end) of the unit that each one names; the caller spreads ranges
+// over threads.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +14,16 @@ namespace lowbit::kernels {
 
 /// hidden += delta (when there is one), then output = hidden / sqrt(mean(hidden^2) + eps) * weight.
 struct RmsNormParams {
-  float* hidden = nullptr;       ///< [rows, cols]
-  const float* delta = nullptr;  ///< [rows, cols] or null
-  const float* weight = nullptr; ///< [cols]
-  float* output = nullptr;       ///< [rows, cols] or null: only the sum
+  float* hidden = nullptr;        ///< [rows, cols]
+  const float* delta = nullptr;   ///< [rows, cols] or null
+  const float* weight = nullptr;  ///< [cols]
+  float* output = nullptr;        ///< [rows, cols] or null: only the sum
   int64_t rows = 0, cols = 0;
   float eps = 1e-6f;
 };
 
-/// Rotates queries in place and keys on their way into the cache ("half" layout: element d pairs with d + head_dim / 2),
-/// and appends values. Token t goes to position past + t.
+/// Rotates queries in place and keys on their way into the cache ("half" layout: element d pairs
+/// with d + head_dim / 2), and appends values. Token t goes to position past + t.
 struct RotaryAppendParams {
   float* query = nullptr;      ///< [tokens, heads, head_dim]
   const float* key = nullptr;  ///< [tokens, kv_heads, head_dim]
@@ -35,10 +37,13 @@ struct RotaryAppendParams {
   int64_t capacity = 0, past = 0;
 };
 
-/// Causal softmax attention of grouped query heads: token t sees positions (past + t - window, past + t].
+/// Causal softmax attention of grouped query heads: token t sees positions (past + t - window, past
+/// + t].
 struct AttentionParams {
-  const float* query = nullptr;  ///< [tokens, heads, head_dim]; head h reads kv head h / (heads / kv_heads)
-  const void* key_cache = nullptr;  ///< [kv_heads, capacity, head_dim], holds past + tokens positions
+  const float* query =
+      nullptr;  ///< [tokens, heads, head_dim]; head h reads kv head h / (heads / kv_heads)
+  const void* key_cache =
+      nullptr;  ///< [kv_heads, capacity, head_dim], holds past + tokens positions
   const void* value_cache = nullptr;
   DType cache_dtype = DType::kFloat32;
   int64_t tokens = 0, heads = 0, kv_heads = 0, head_dim = 0;
@@ -80,7 +85,8 @@ inline constexpr int64_t kAttentionTokens = 32;
 /// Cache positions that attention looks at together.
 inline constexpr int64_t kAttentionKeys = 64;
 
-/// Units of attention: kv_heads * ceil(tokens / kAttentionTokens). The last units are the longest for a long prompt.
+/// Units of attention: kv_heads * ceil(tokens / kAttentionTokens). The last units are the longest
+/// for a long prompt.
 int64_t attention_units(const AttentionParams& params) noexcept;
 /// Floats of workspace that one caller of attention needs.
 int64_t attention_workspace(const AttentionParams& params) noexcept;
