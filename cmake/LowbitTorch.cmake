@@ -7,7 +7,8 @@
 # the ABI. They are read here from the same installation. A project that also calls find_package(Torch) may do so.
 #
 # Looked for in this order: LOWBIT_TORCH_DIR (the folder that holds include/ and lib/; variable, then environment),
-# Torch_DIR, CMAKE_PREFIX_PATH, the `torch` of the Python on PATH, and the one that this lowbit was built with.
+# Torch_DIR, CMAKE_PREFIX_PATH, the one found before, the `torch` of the Python on PATH, and the one that this lowbit was
+# built with.
 function(lowbit_find_torch reason)
   set(${reason} "" PARENT_SCOPE)
   if(TARGET lowbit::torch)
@@ -20,7 +21,7 @@ function(lowbit_find_torch reason)
   foreach(prefix IN LISTS CMAKE_PREFIX_PATH)
     list(APPEND hints "${prefix}" "${prefix}/../..")
   endforeach()
-  lowbit_first_torch(root "${hints}")
+  lowbit_first_torch(root "${hints};${LOWBIT_TORCH_ROOT}")
   if(NOT root)
     execute_process(
       COMMAND python3 -c "import os, importlib.util as u; s = u.find_spec('torch'); print(os.path.dirname(s.origin) if s else '')"
