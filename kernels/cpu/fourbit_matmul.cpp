@@ -1,49 +1,97 @@
-// The matmul over packed 4-bit weights on the CPU.
+// The matmul over packed 4-bit weights on the CPU: plan, checks and the choice of kernels.
+#include "fourbit_matmul.h"
+
 #include <algorithm>
 
-#include "lowbit/kernels/fourbit.h"
+#include "lowbit/kernels/cpu.h"
 #include "scales.h"
 #include "validate.h"
 
 namespace lowbit::kernels::cpu {
 namespace {
 
-constexpr int64_t kSlice = 64;  // columns of K per unit of the backward pass
-
-}  // namespace
-
-Matmul4bitPlan plan_matmul_4bit(const Matmul4bitParams& p) noexcept {
-  Matmul4bitPlan plan;
-  plan.kernel = "scalar";
-  plan.units = p.n;
-  plan.grain = 1;
-  return plan;
+const char* path_name(MatmulPath path) {
+  switch (path) {
+    case MatmulPath::kScalar:
+      return "scalar";
+    case MatmulPath::kRowsFast:
+      return "rows_int16";
+    case MatmulPath::kRowsExact:
+      return "rows_float32";
+    case MatmulPath::kRowsAny:
+      return "rows_any";
+    case MatmulPath::kPanelFast:
+      return "panel_int16";
+    case MatmulPath::kPanelExact:
+      return "panel_float32";
+    case MatmulPath::kPanelAny:
+      return "panel_any";
+  }
+  return "unknown";
 }
 
-Status matmul_4bit_prepare(const Matmul4bitPlan& plan, const Matmul4bitParams& p, int64_t begin,
-                           int64_t end) noexcept {
-  return check(p, begin, end, plan.prepare_units);
+bool is_fast(const Matmul4bitParams& p) {
+  return p.accuracy == MatmulAccuracy::kFast ||
+         (p.accuracy == MatmulAccuracy::kAuto && p.dtype != DType::kFloat32);
 }
 
-Status matmul_4bit(const Matmul4bitPlan&, const Matmul4bitParams& p, int64_t begin,
-                   int64_t end) noexcept {
-  return ref::matmul_4bit(p, begin, end);
+MatmulPath choose_path(const Matmul4bitParams& p, Isa isa) {
+  if (isa == Isa::kScalar || p.m <= 0 || p.n <= 0 || p.k <= 0) return MatmulPath::kScalar;
+  const bool rows = p.m <= kMaxRows;
+  if (p.k % kChunk != 0 || p.blocksize % 32 != 0) {
+    return rows ? MatmulPath::kRowsAny : MatmulPath::kPanelAny;
+  }
+  if (is_fast(p)) return rows ? MatmulPath::kRowsFast : MatmulPath::kPanelFast;
+  return rows ? MatmulPath::kRowsExact : MatmulPath::kPanelExact;
 }
 
-Status matmul_4bit_backward_input(const Matmul4bitParams& p, int64_t begin, int64_t end) noexcept {
-  const Status status = check(p, begin, end, ceil_div(p.k, kSlice));
-  if (!status.ok()) return status;
-  const float* table = code_table(p.quant_type, p.code);
+// plan.id = path + kIsaStride * instruction set, so that a plan keeps its meaning after set_isa().
+constexpr int32_t kIsaStride = 16;
+
+const MatmulKernels* kernels_of(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAVX512) return &kMatmulAvx512;
+  if (isa == Isa::kAVX2) return &kMatmulAvx2;
+#endif
+  return nullptr;
+}
+
+struct Choice {
+  MatmulPath path = MatmulPath::kScalar;
+  const MatmulKernels* kernels = nullptr;
+};
+
+/// The plan must be the one of these sizes: a range or a workspace of another would be overrun.
+Status resolve(const Matmul4bitPlan& plan, const Matmul4bitParams& p, Choice& choice) {
+  const auto isa = static_cast<Isa>(plan.id / kIsaStride);
+  choice.path = choose_path(p, isa);
+  choice.kernels = kernels_of(isa);
+  if (plan.id != static_cast<int32_t>(choice.path) + kIsaStride * static_cast<int32_t>(isa)) {
+    return invalid_argument("the plan was made for another problem");
+  }
+  if (plan.workspace_bytes > 0 && p.workspace == nullptr) {
+    return invalid_argument("workspace is null");
+  }
+  return ok_status();
+}
+
+Matmul4bitParams with_table(const Matmul4bitParams& p) {
+  Matmul4bitParams q = p;
+  q.code = code_table(p.quant_type, p.code);
+  return q;
+}
+
+void backward_scalar(const Matmul4bitParams& p, int64_t begin, int64_t end) {
   for (int64_t slice = begin; slice < end; ++slice) {
-    const int64_t first = slice * kSlice;
-    const int64_t width = std::min(kSlice, p.k - first);
+    const int64_t first = slice * kBackwardSlice;
+    const int64_t width = std::min(kBackwardSlice, p.k - first);
     for (int64_t m = 0; m < p.m; ++m) {
-      double sums[kSlice] = {};
+      double sums[kBackwardSlice] = {};
       for (int64_t n = 0; n < p.n; ++n) {
         const double gradient = load_element(p.input, p.dtype, m * p.input_stride + n);
         for (int64_t j = 0; j < width; ++j) {
           const int64_t i = n * p.k + first + j;
-          sums[j] += gradient * multiply_flushed(table[code_at(p.packed, i)],
+          sums[j] += gradient * multiply_flushed(p.code[code_at(p.packed, i)],
                                                  block_scale(p.scales, i / p.blocksize));
         }
       }
@@ -51,6 +99,75 @@ Status matmul_4bit_backward_input(const Matmul4bitParams& p, int64_t begin, int6
         store_element(p.output, p.dtype, m * p.k + first + j, static_cast<float>(sums[j]));
       }
     }
+  }
+}
+
+}  // namespace
+
+Matmul4bitPlan plan_matmul_4bit(const Matmul4bitParams& p) noexcept {
+  const Isa isa = active_isa();
+  const MatmulPath path = choose_path(p, isa);
+  Matmul4bitPlan plan;
+  plan.kernel = path_name(path);
+  plan.id = static_cast<int32_t>(path) + kIsaStride * static_cast<int32_t>(isa);
+  plan.workspace_bytes = matmul_workspace(path, p.m, p.k, p.dtype).bytes;
+  plan.prepare_units = plan.workspace_bytes > 0 ? p.m : 0;
+  // A thread is worth about 10 us: 2^17 multiplications in rows, 2^20 in panels.
+  int64_t work = std::max<int64_t>(1, p.k) * std::max<int64_t>(1, p.m);
+  int64_t worth = int64_t{1} << 17;
+  switch (path) {
+    case MatmulPath::kScalar:
+      plan.units = p.n;
+      worth = int64_t{1} << 13;
+      break;
+    case MatmulPath::kRowsFast:
+    case MatmulPath::kRowsExact:
+    case MatmulPath::kRowsAny:
+      plan.units = ceil_div(p.n, kRowsPerUnit);
+      work *= kRowsPerUnit;
+      break;
+    default: {
+      const PanelUnits units = panel_units(p.m, p.n);
+      plan.units = units.strips * units.slices;
+      work = p.k * kStripRows * units.slice_rows;
+      worth = int64_t{1} << 20;
+    }
+  }
+  plan.grain = std::max<int64_t>(1, worth / work);
+  return plan;
+}
+
+Status matmul_4bit_prepare(const Matmul4bitPlan& plan, const Matmul4bitParams& p, int64_t begin,
+                           int64_t end) noexcept {
+  const Status status = check(p, begin, end, plan.prepare_units);
+  if (!status.ok() || begin == end) return status;
+  Choice choice;
+  const Status resolved = resolve(plan, p, choice);
+  if (!resolved.ok()) return resolved;
+  if (choice.path != MatmulPath::kScalar) choice.kernels->prepare(choice.path, p, begin, end);
+  return ok_status();
+}
+
+Status matmul_4bit(const Matmul4bitPlan& plan, const Matmul4bitParams& p, int64_t begin,
+                   int64_t end) noexcept {
+  const Status status = check(p, begin, end, plan.units);
+  if (!status.ok() || begin == end) return status;
+  Choice choice;
+  const Status resolved = resolve(plan, p, choice);
+  if (!resolved.ok()) return resolved;
+  if (choice.path == MatmulPath::kScalar) return ref::matmul_4bit(p, begin, end);
+  choice.kernels->run(choice.path, with_table(p), begin, end);
+  return ok_status();
+}
+
+Status matmul_4bit_backward_input(const Matmul4bitParams& p, int64_t begin, int64_t end) noexcept {
+  const Status status = check(p, begin, end, ceil_div(p.k, kBackwardSlice));
+  if (!status.ok()) return status;
+  const MatmulKernels* kernels = kernels_of(active_isa());
+  if (kernels == nullptr) {
+    backward_scalar(with_table(p), begin, end);
+  } else {
+    kernels->backward(with_table(p), begin, end);
   }
   return ok_status();
 }

@@ -42,6 +42,16 @@ struct Dequantize4bitParams {
   DType output_dtype = DType::kFloat32;
 };
 
+/// How exactly a CPU matmul multiplies.
+enum class MatmulAccuracy : int8_t {
+  kAuto,   ///< kExact for float32 input, kFast for float16 and bfloat16.
+  kExact,  ///< Nothing is rounded below float32: relative error about 1e-7 * sqrt(K).
+  kFast,   ///< Products of integers of 12 to 15 bits with a scale per 64 elements: relative error
+           ///< (L2, over an output) about 5e-5 up to 4 rows, 2e-4 above; bfloat16's is 2e-3. An
+           ///< input row that holds a value that is not finite gives NaN. Sizes that have no fast
+           ///< kernel run an exact one.
+};
+
 /// output[M,N] = input[M,K] * W[N,K]^T + bias[N]; W is the dequantized weight, blocks run over its
 /// flat index. Accumulation in float32, one rounding to dtype at the end.
 struct Matmul4bitParams {
@@ -59,6 +69,7 @@ struct Matmul4bitParams {
   void* output = nullptr;  ///< [M, N], contiguous
   void* workspace =
       nullptr;  ///< Matmul4bitPlan::workspace_bytes, 64-byte aligned, shared by all threads
+  MatmulAccuracy accuracy = MatmulAccuracy::kAuto;
 };
 
 /// How a matmul runs on the CPU: a pure function of the problem and the instruction set.
