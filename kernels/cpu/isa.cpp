@@ -1,3 +1,7 @@
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 
 #include "lowbit/kernels/cpu.h"
@@ -7,6 +11,18 @@ namespace {
 
 std::atomic<int8_t> chosen{-1};
 
+#if defined(__x86_64__)
+// Two features that not every compiler's __builtin_cpu_supports knows by name.
+bool has_f16c() noexcept {  // CPUID leaf 1, ECX bit 29
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
+}
+bool has_avx512bf16() noexcept {  // CPUID leaf 7.1, EAX bit 5
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 5)) != 0;
+}
+#endif
+
 }  // namespace
 
 Isa detect_isa() noexcept {
@@ -15,11 +31,11 @@ Isa detect_isa() noexcept {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
-      __builtin_cpu_supports("avx512bf16")) {
+      has_avx512bf16()) {
     return Isa::kAVX512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
+      __builtin_cpu_supports("bmi2")) {
     return Isa::kAVX2;
   }
 #endif
