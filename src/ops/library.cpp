@@ -1,6 +1,7 @@
-// Every schema of the operator library on one screen. This is public API: exported graphs and torch.ops users name
-// these. A schema is never changed, only added. The first group has the names, argument order and defaults of the
-// ecosystem's library, so that a graph written for one runs on the other.
+// Every schema of the operator library on one screen. This is public API: exported graphs and
+// torch.ops users name these. A schema is never changed, only added. The first group has the names,
+// argument order and defaults of the ecosystem's library, so that a graph written for one runs on
+// the other.
 #include <torch/library.h>
 
 TORCH_LIBRARY(lowbit, m) {

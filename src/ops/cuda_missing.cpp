@@ -1,0 +1,50 @@
+// What a CUDA tensor meets in a build without CUDA kernels: an error that names the op and the
+// argument.
+#include <torch/library.h>
+
+#include "ops/check.h"
+
+namespace {
+
+void refuse_cuda(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  constexpr const char* kHint = "This build has no CUDA kernels.";
+  const std::string& name = op.schema().name();
+  const auto& arguments = op.schema().arguments();
+  const auto values = torch::jit::last(*stack, arguments.size());
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (!values[i].isTensor() || values[i].toTensor().is_cpu()) continue;
+    LOWBIT_CHECK(false, name, arguments[i].name(), "a CPU tensor", values[i].toTensor().device(),
+                 kHint);
+  }
+  TORCH_CHECK(false, name, ": ", kHint);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
+  for (const char* op : {"int8_scaled_mm",
+                         "int8_linear_matmul",
+                         "int8_linear_matmul.out",
+                         "int8_vectorwise_dequant",
+                         "int8_mm_dequant",
+                         "int8_rowwise_quant",
+                         "int8_colwise_quant",
+                         "quantize_4bit",
+                         "dequantize_4bit",
+                         "dequantize_4bit.out",
+                         "gemm_4bit",
+                         "gemv_4bit",
+                         "gemv_4bit.out",
+                         "quantize_blockwise",
+                         "dequantize_blockwise",
+                         "dequantize_blockwise.out",
+                         "linear_4bit",
+                         "linear_4bit_backward_input",
+                         "embedding_4bit",
+                         "linear_8bit",
+                         "linear_8bit_weight_only",
+                         "linear_8bit_backward_input",
+                         "embedding_8bit"}) {
+    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>());
+  }
+}

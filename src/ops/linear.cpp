@@ -1,0 +1,93 @@
+// Which way a call of the hot path takes: straight to the kernels, or through the dispatcher.
+#include "ops/linear.h"
+
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include "ops/cpu.h"
+#include "ops/dispatch.h"
+
+namespace lowbit::ops {
+namespace {
+
+// Anything but a plain CPU tensor outside of tracing, functional transforms and modes needs the
+// dispatcher.
+bool is_plain(const at::Tensor& tensor) {
+  static constexpr c10::DispatchKeySet kHarmless =
+      c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
+                           c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::BackendSelect}) |
+      c10::autocast_dispatch_keyset;
+  const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
+  const c10::DispatchKeySet keys = (tensor.key_set() | local.included_) - local.excluded_;
+  return tensor.is_cpu() && (keys - kHarmless).empty();
+}
+
+bool needs_graph(const at::Tensor& input, const at::Tensor& bias) {
+  return at::GradMode::is_enabled() &&
+         (input.requires_grad() || (bias.defined() && bias.requires_grad())) &&
+         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradCPU);
+}
+
+bool is_direct(const at::Tensor& input, const at::Tensor& bias = {}) {
+  return is_plain(input) && !needs_graph(input, bias);
+}
+
+}  // namespace
+
+at::Tensor linear_4bit(const at::Tensor& input, const Weight4bit& weight, const at::Tensor& bias) {
+  if (is_direct(input, bias)) {
+    return cpu::linear_4bit("lowbit::linear_4bit", "input", input, weight, bias);
+  }
+  return dispatch::linear_4bit(input, weight, bias);
+}
+
+at::Tensor linear_8bit(const at::Tensor& input, const Weight8bit& weight, const at::Tensor& bias,
+                       double threshold) {
+  if (is_direct(input, bias)) return cpu::linear_8bit(input, weight, bias, threshold);
+  return dispatch::linear_8bit(input, weight, bias, threshold);
+}
+
+at::Tensor linear_8bit_weight_only(const at::Tensor& input, const Weight8bit& weight,
+                                   const at::Tensor& bias) {
+  if (is_direct(input, bias)) return cpu::linear_8bit_weight_only(input, weight, bias);
+  return dispatch::linear_8bit_weight_only(input, weight, bias);
+}
+
+at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const Weight4bit& weight) {
+  if (is_direct(grad_output)) return cpu::linear_4bit_backward_input(grad_output, weight);
+  return dispatch::linear_4bit_backward_input(grad_output, weight);
+}
+
+at::Tensor linear_8bit_backward_input(const at::Tensor& grad_output, const Weight8bit& weight) {
+  if (is_direct(grad_output)) return cpu::linear_8bit_backward_input(grad_output, weight);
+  return dispatch::linear_8bit_backward_input(grad_output, weight);
+}
+
+at::Tensor embedding_4bit(const at::Tensor& ids, const Weight4bit& table, at::ScalarType dtype) {
+  if (is_plain(ids)) return cpu::embedding_4bit(ids, table, dtype);
+  return dispatch::embedding_4bit(ids, table, dtype);
+}
+
+at::Tensor embedding_8bit(const at::Tensor& ids, const Weight8bit& table, at::ScalarType dtype) {
+  if (is_plain(ids)) return cpu::embedding_8bit(ids, table, dtype);
+  return dispatch::embedding_8bit(ids, table, dtype);
+}
+
+at::Tensor dequantize_4bit(const Weight4bit& weight, at::ScalarType dtype) {
+  if (is_plain(weight.packed)) return cpu::dequantize_4bit(weight, dtype);
+  at::Tensor absmax = weight.absmax;
+  if (weight.nested()) {
+    absmax = dispatch::dequantize_blockwise(weight.absmax_8bit, absmax, weight.absmax_code,
+                                            kernels::kNestedBlocksize, at::kFloat) +
+             weight.absmax_offset;
+  }
+  return dispatch::dequantize_4bit(weight.packed, absmax, weight.blocksize, weight.quant_type,
+                                   {weight.rows, weight.cols}, dtype);
+}
+
+at::Tensor dequantize_8bit(const Weight8bit& weight, at::ScalarType dtype) {
+  if (is_plain(weight.q)) return cpu::dequantize_8bit(weight, dtype);
+  return dispatch::int8_vectorwise_dequant(weight.q, weight.stats).to(dtype);
+}
+
+}  // namespace lowbit::ops
