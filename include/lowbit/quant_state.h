@@ -22,14 +22,15 @@ namespace lowbit {
 /// block j is
 ///         state2->code[absmax[j]] * state2->absmax[j / state2->blocksize] + offset.
 struct QuantState {
-  at::Tensor absmax;  ///< [ceil(numel / blocksize)], float32; uint8 when nested
-  std::optional<std::vector<int64_t>> shape;  ///< of the original tensor; none for 8-bit states
-  at::Tensor code;  ///< float32 [16] (4-bit, in code order) or [256] (8-bit)
+  at::Tensor absmax = {};  ///< [ceil(numel / blocksize)], float32; uint8 when nested
+  std::optional<std::vector<int64_t>> shape =
+      {};                ///< of the original tensor; none for 8-bit states
+  at::Tensor code = {};  ///< float32 [16] (4-bit, in code order) or [256] (8-bit)
   int64_t blocksize = 64;
-  std::optional<QuantType> quant_type;       ///< none for 8-bit states
-  at::ScalarType dtype = at::kFloat;         ///< of the original tensor
-  at::Tensor offset;                         ///< float32, 0-dim; undefined unless nested
-  std::shared_ptr<const QuantState> state2;  ///< second level; null unless nested
+  std::optional<QuantType> quant_type = {};       ///< none for 8-bit states
+  at::ScalarType dtype = at::kFloat;              ///< of the original tensor
+  at::Tensor offset = {};                         ///< float32, 0-dim; undefined unless nested
+  std::shared_ptr<const QuantState> state2 = {};  ///< second level; null unless nested
 
   bool nested() const noexcept { return state2 != nullptr; }
   /// Elements of the original tensor. Throws when there is no shape.

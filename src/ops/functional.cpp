@@ -38,7 +38,7 @@ QuantState expanded(const QuantState& state) {
   QuantState plain = state;
   plain.absmax = dequantize_absmax(state);
   plain.state2 = nullptr;
-  plain.offset = {};
+  plain.offset = at::Tensor();
   return plain;
 }
 

@@ -143,7 +143,7 @@ at::Tensor linear_8bit_backward_input(const at::Tensor& grad_output, const Weigh
   constexpr const char* kOp = "lowbit::linear_8bit_backward_input";
   check_activations(kOp, "grad_output", grad_output, w.q.size(0), w.q.device());
   const at::NoGradGuard no_grad;
-  return at::matmul(grad_output, dequantize_8bit(w, grad_output.scalar_type()));
+  return at::matmul(grad_output, cpu::dequantize_8bit(w, grad_output.scalar_type()));
 }
 
 at::Tensor embedding_8bit(const at::Tensor& ids, const Weight8bit& table, at::ScalarType dtype) {

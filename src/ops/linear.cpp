@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include "lowbit/kernels/types.h"
 #include "ops/cpu.h"
 #include "ops/dispatch.h"
 
