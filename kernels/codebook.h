@@ -48,6 +48,16 @@ struct Map {
   float values[256];
 };
 
+/// Stable insertion sort, usable in constant expressions and without memory of its own.
+constexpr void sort_ascending(float (&values)[256]) {
+  for (int i = 1; i < 256; ++i) {
+    const float value = values[i];
+    int j = i;
+    for (; j > 0 && values[j - 1] > value; --j) values[j] = values[j - 1];
+    values[j] = value;
+  }
+}
+
 /// Point i of n equally spaced points over [from, to], in float32: the first half counts up from
 /// `from`, the second half down from `to`, one rounding each (a fused multiply-add; the double
 /// arithmetic here is exact before it rounds).
@@ -81,12 +91,7 @@ constexpr Map dynamic_map(bool is_signed, int max_exponent_bits = 7, int total_b
   append_decade((1 << (value_bits - max_exponent_bits)) - 1, 1.0f);
   map.values[count++] = 0.0f;
   map.values[count++] = 1.0f;
-  for (int i = 1; i < 256; ++i) {  // insertion sort: usable in constant expressions
-    const float value = map.values[i];
-    int j = i;
-    for (; j > 0 && map.values[j - 1] > value; --j) map.values[j] = map.values[j - 1];
-    map.values[j] = value;
-  }
+  sort_ascending(map.values);
   return map;
 }
 

@@ -14,8 +14,8 @@ namespace {
 /// 0.
 int encode(const float* code, float y) {
   if (std::isnan(y)) return 0;
-  int upper = 0;
-  while (upper < 255 && flush(code[upper]) < y) ++upper;
+  const auto below = [](float entry, float value) { return flush(entry) < value; };
+  const auto upper = static_cast<int>(std::lower_bound(code, code + 255, y, below) - code);
   if (upper == 0) return 0;
   const float mid = flush(flush(code[upper - 1]) + flush(code[upper])) * 0.5f;
   const bool up = upper % 2 == 0 ? !(y < flush(mid)) : y > flush(mid);

@@ -22,10 +22,10 @@ constexpr Fp4Table make_stored_fp4() {
 
 constexpr Fp4Table kStoredFp4 = make_stored_fp4();
 
-void sort_and_scale_to_one(float map[kEntries]) {
-  std::sort(map, map + kEntries);
-  const float largest = map[kEntries - 1];
-  for (int i = 0; i < kEntries; ++i) map[i] /= largest;
+void write_sorted(codebook::Map& made, float map[kEntries]) {
+  codebook::sort_ascending(made.values);
+  const float largest = made.values[kEntries - 1];
+  for (int i = 0; i < kEntries; ++i) map[i] = made.values[i] / largest;
 }
 
 /// x with P(N(0, 1) < x) = p, for 0.5 <= p < 1. Newton's method: the distribution function is
@@ -85,6 +85,7 @@ Status make_fp8_map(bool is_signed, int exponent_bits, int precision_bits, int t
       exponent_bits + precision_bits != total_bits - (is_signed ? 1 : 0)) {
     return invalid_argument("exponent_bits + precision_bits + sign must be total_bits");
   }
+  codebook::Map made{};
   const int bias = 1 << (exponent_bits - 1);
   const int mantissas = 1 << precision_bits;
   int count = 0;
@@ -94,12 +95,11 @@ Status make_fp8_map(bool is_signed, int exponent_bits, int precision_bits, int t
       // The exponent counts downwards: only the order of the codes differs from the usual one.
       const float value =
           e == 0 ? std::ldexp(fraction, -bias) : std::ldexp(1.0f + fraction, -(e - bias - 1));
-      map[count++] = value;
-      if (is_signed) map[count++] = -value;
+      made.values[count++] = value;
+      if (is_signed) made.values[count++] = -value;
     }
   }
-  std::fill(map + count, map + kEntries, 0.0f);
-  sort_and_scale_to_one(map);
+  write_sorted(made, map);
   return ok_status();
 }
 
@@ -109,11 +109,11 @@ Status make_normal_map(float offset, bool use_extra_value, float map[kEntries]) 
     return static_cast<float>(normal_quantile(codebook::linspace_point(offset, 0.5f, points, i)));
   };
   const int positive = use_extra_value ? 8 : 7;
+  codebook::Map made{};
   int count = 0;
-  for (int i = 0; i < positive; ++i) map[count++] = quantile(positive + 1, i);
-  for (int i = 0; i < 7; ++i) map[count++] = -quantile(8, i);
-  std::fill(map + count, map + kEntries, 0.0f);
-  sort_and_scale_to_one(map);
+  for (int i = 0; i < positive; ++i) made.values[count++] = quantile(positive + 1, i);
+  for (int i = 0; i < 7; ++i) made.values[count++] = -quantile(8, i);
+  write_sorted(made, map);
   return ok_status();
 }
 
