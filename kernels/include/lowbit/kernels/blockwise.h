@@ -44,4 +44,10 @@ Status quantize_blockwise(const QuantizeBlockwiseParams& params, int64_t begin, 
 Status dequantize_blockwise(const DequantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
 }  // namespace cpu
 
+/// The CUDA entries, in builds with CUDA; see fourbit.h.
+namespace cuda {
+Status quantize_blockwise(const QuantizeBlockwiseParams& params, Stream stream) noexcept;
+Status dequantize_blockwise(const DequantizeBlockwiseParams& params, Stream stream) noexcept;
+}  // namespace cuda
+
 }  // namespace lowbit::kernels

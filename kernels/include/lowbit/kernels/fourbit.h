@@ -131,4 +131,13 @@ namespace cpu {
 Status embedding_4bit(const Embedding4bitParams& params, int64_t begin, int64_t end) noexcept;
 }  // namespace cpu
 
+/// The CUDA entries, in builds with CUDA. They enqueue on the stream and return; every pointer is device memory (or
+/// managed). quantize and dequantize are bit-identical with the GPU implementations of the format: `rcp.approx` instead of
+/// the IEEE reciprocal is the one difference from `ref`.
+namespace cuda {
+Status quantize_4bit(const Quantize4bitParams& params, Stream stream) noexcept;
+Status dequantize_4bit(const Dequantize4bitParams& params, Stream stream) noexcept;
+Status embedding_4bit(const Embedding4bitParams& params, Stream stream) noexcept;
+}  // namespace cuda
+
 }  // namespace lowbit::kernels

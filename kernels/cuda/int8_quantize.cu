@@ -1,0 +1,176 @@
+// LLM.int8() on the device: row-wise quantization with outliers marked as they are met, and the two
+// epilogues.
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#include "cuda/common/cast.cuh"
+#include "cuda/common/launch.h"
+#include "int8_scalar.h"
+#include "validate.h"
+
+namespace lowbit::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+__device__ __forceinline__ bool outlier(float x, float threshold) {
+  return threshold > 0.0f && fabsf(x) >= threshold;
+}
+
+/// Nearest integer, ties to even; NaN (an infinite or empty row) gives 0.
+__device__ __forceinline__ int round_int8(float x) {
+  return x == x ? __float2int_rn(fminf(fmaxf(x, -127.0f), 127.0f)) : 0;
+}
+
+__device__ float block_max(float x) {
+  __shared__ float partial[kWarps];
+  x = group_max<32>(x);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = partial[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) x = fmaxf(x, partial[w]);
+  return x;
+}
+
+/// A CTA a row. The first kHeld * 2048 elements stay in registers between the two passes; the rest
+/// is read again (from the L2 cache, as a rule).
+template <typename T, bool kVector>
+__global__ void __launch_bounds__(kThreads)
+    quantize_rowwise_kernel(const T* __restrict__ input, int64_t stride, int64_t cols,
+                            float threshold, int8_t* __restrict__ q, float* __restrict__ stats,
+                            uint8_t* __restrict__ outlier_columns) {
+  constexpr int kHeld = kVector ? 2 : 0;
+  const T* row = input + int64_t{blockIdx.x} * stride;
+  int8_t* out = q + int64_t{blockIdx.x} * cols;
+  const int64_t packs = kVector ? cols / 8 : 0;
+  Pack8<T> held[kHeld + 1];
+  float largest = 0.0f;
+  const auto meet = [&](float x, int64_t column) {
+    if (outlier(x, threshold)) {
+      outlier_columns[column] = 1;
+    } else {
+      largest = fmaxf(largest, fabsf(x));
+    }
+  };
+  const auto meet8 = [&](const Pack8<T>& x, int64_t pack) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) meet(to_float(x.values[j]), pack * 8 + j);
+  };
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int64_t pack = h * kThreads + threadIdx.x;
+    if (pack < packs) held[h] = load8(row + pack * 8);
+  }
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int64_t pack = h * kThreads + threadIdx.x;
+    if (pack < packs) meet8(held[h], pack);
+  }
+  for (int64_t pack = kHeld * kThreads + threadIdx.x; pack < packs; pack += kThreads) {
+    meet8(*reinterpret_cast<const Pack8<T>*>(row + pack * 8), pack);
+  }
+  for (int64_t c = packs * 8 + threadIdx.x; c < cols; c += kThreads) meet(to_float(row[c]), c);
+  largest = block_max(largest);
+  if (threadIdx.x == 0) stats[blockIdx.x] = largest;
+
+  const float scale = fast_reciprocal(largest) * 127.0f;
+  const auto code = [&](float x) { return outlier(x, threshold) ? 0 : round_int8(x * scale); };
+  const auto write8 = [&](const Pack8<T>& x, int64_t pack) {
+    uint32_t words[2] = {0, 0};
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      words[j / 4] |= (code(to_float(x.values[j])) & 255) << (8 * (j % 4));
+    __stcs(reinterpret_cast<uint2*>(out + pack * 8), make_uint2(words[0], words[1]));
+  };
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int64_t pack = h * kThreads + threadIdx.x;
+    if (pack < packs) write8(held[h], pack);
+  }
+  for (int64_t pack = kHeld * kThreads + threadIdx.x; pack < packs; pack += kThreads) {
+    write8(*reinterpret_cast<const Pack8<T>*>(row + pack * 8), pack);
+  }
+  for (int64_t c = packs * 8 + threadIdx.x; c < cols; c += kThreads) {
+    out[c] = static_cast<int8_t>(code(to_float(row[c])));
+  }
+}
+
+/// A thread a column and a slice of the rows; columns without an outlier cost one byte read.
+__global__ void __launch_bounds__(kThreads)
+    zero_columns_kernel(const uint8_t* __restrict__ outlier_columns, int64_t rows, int64_t cols,
+                        int64_t rows_per_slice, int64_t column_ctas, int8_t* __restrict__ q) {
+  const int64_t column = blockIdx.x % column_ctas * kThreads + threadIdx.x;
+  if (column >= cols || outlier_columns[column] == 0) return;
+  const int64_t begin = blockIdx.x / column_ctas * rows_per_slice;
+  const int64_t end = min(begin + rows_per_slice, rows);
+  for (int64_t r = begin; r < end; ++r) q[r * cols + column] = 0;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) dequantize_rowwise_kernel(DequantizeRowwiseParams p) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= p.rows * p.cols) return;
+  const float product = __fmul_rn(static_cast<float>(p.q[i]), p.stats[i / p.cols]);
+  static_cast<T*>(p.output)[i] = from_float<T>(__fmul_rn(product, kInv127));
+}
+
+template <typename T, typename B>
+__global__ void __launch_bounds__(kThreads) dequantize_matmul_kernel(DequantizeMatmulParams p) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= p.rows * p.cols) return;
+  const int64_t column = i % p.cols;
+  const float bias = p.bias == nullptr ? 0.0f : to_float(static_cast<const B*>(p.bias)[column]);
+  const float scaled = __fmul_rn(__fmul_rn(static_cast<float>(p.a[i]), p.row_stats[i / p.cols]),
+                                 p.col_stats[column]);
+  static_cast<T*>(p.output)[i] = from_float<T>(__fmaf_rn(scaled, kInv127Squared, bias));
+}
+
+}  // namespace
+
+Status quantize_rowwise(const QuantizeRowwiseParams& p, Stream stream) noexcept {
+  if (const Status status = check(p); !status.ok()) return status;
+  const float threshold = rounded_threshold(p.threshold);
+  return visit_device_dtype(p.input_dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const auto* input = static_cast<const T*>(p.input);
+    const bool vector = aligned(input, 16) && aligned(p.q, 8) && p.cols % 8 == 0 &&
+                        p.input_stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+    return launch(vector ? quantize_rowwise_kernel<T, true> : quantize_rowwise_kernel<T, false>,
+                  p.rows, kThreads, stream, input, p.input_stride, p.cols, threshold, p.q, p.stats,
+                  p.outlier_columns);
+  });
+}
+
+Status zero_outlier_columns(const QuantizeRowwiseParams& p, Stream stream) noexcept {
+  if (const Status status = check(p); !status.ok()) return status;
+  if (p.outlier_columns == nullptr || p.rows == 0 || p.cols == 0) return ok_status();
+  constexpr int64_t kRowsPerSlice = 64;
+  const int64_t column_ctas = ceil_div(p.cols, kThreads);
+  return launch(zero_columns_kernel, column_ctas * ceil_div(p.rows, kRowsPerSlice), kThreads,
+                stream, p.outlier_columns, p.rows, p.cols, kRowsPerSlice, column_ctas, p.q);
+}
+
+Status dequantize_rowwise(const DequantizeRowwiseParams& p, Stream stream) noexcept {
+  if (const Status status = check(p); !status.ok()) return status;
+  return visit_device_dtype(p.output_dtype, [&](auto* tag) {
+    return launch(dequantize_rowwise_kernel<std::remove_pointer_t<decltype(tag)>>,
+                  ceil_div(p.rows * p.cols, kThreads), kThreads, stream, p);
+  });
+}
+
+Status dequantize_matmul(const DequantizeMatmulParams& p, Stream stream) noexcept {
+  if (const Status status = check(p); !status.ok()) return status;
+  return visit_device_dtype(p.output_dtype, [&](auto* output_tag) {
+    using T = std::remove_pointer_t<decltype(output_tag)>;
+    return visit_device_dtype(p.bias_dtype, [&](auto* bias_tag) {
+      using B = std::remove_pointer_t<decltype(bias_tag)>;
+      return launch(dequantize_matmul_kernel<T, B>, ceil_div(p.rows * p.cols, kThreads), kThreads,
+                    stream, p);
+    });
+  });
+}
+
+}  // namespace lowbit::kernels::cuda
