@@ -69,7 +69,7 @@ class Tree(unittest.TestCase):
 
     def test_schemas(self):
         self.finds(schemas, "no Meta kernel", {"src/ops/double.cpp": KERNELS.replace("Meta", "Autograd")})
-        self.finds(schemas, "no CUDA kernel", {"kernels/cuda/CMakeLists.txt": "\n"})
+        self.finds(schemas, "no CUDA kernel", {"src/ops/fourbit_cuda.cpp": "\n"})
         self.finds(schemas, "no test names it", {"tests/ops/double_test.cpp": "// double_it_not\n"})
         self.finds(schemas, "no benchmark names it", {"benchmarks/double_bench.cpp": None})
         self.finds(schemas, "no schema was found", {"src/ops/library.cpp": "\n"})

@@ -25,7 +25,7 @@ def violations(root):
             kernels.setdefault(name + (overload or ""), set()).add(key)
     tests = text(root, ["tests"], {".cpp", ".py"})
     benchmarks = text(root, ["benchmarks"], {".cpp"})
-    wanted = ["CPU", "Meta"] + (["CUDA"] if (root / "kernels/cuda/CMakeLists.txt").exists() else [])
+    wanted = ["CPU", "Meta"] + (["CUDA"] if (root / "src/ops/fourbit_cuda.cpp").exists() else [])
 
     found = []
     for schema in schemas:
