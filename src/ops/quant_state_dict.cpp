@@ -35,7 +35,7 @@ std::string python_float(double value) {
   char buffer[64];
   const auto end =
       std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
-  const std::string scientific(buffer, end);  // [-]d[.ddd]e±dd
+  const std::string scientific(buffer, end);  // [-]d[.ddd]e+dd or e-dd
   const size_t e = scientific.find('e');
   const int exponent = std::stoi(scientific.substr(e + 1));
   if (exponent < -4 || exponent >= 16) return scientific;
