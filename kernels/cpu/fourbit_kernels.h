@@ -18,9 +18,14 @@ inline void prepare_row(MatmulPath path, const Matmul4bitParams& p, int64_t m) {
     widen(p.input, p.dtype, m * p.input_stride, p.k, reinterpret_cast<float*>(workspace) + m * p.k);
     return;
   }
+  alignas(32) float widened[kChunk] = {};
   for (int64_t c = 0; c < chunks; ++c) {
-    alignas(32) float x[kChunk] = {};
-    widen(p.input, p.dtype, m * p.input_stride + c * kChunk, kChunk, x);
+    const int64_t at = m * p.input_stride + c * kChunk;
+    const float* x = static_cast<const float*>(p.input) + at;
+    if (p.dtype != DType::kFloat32) {
+      widen(p.input, p.dtype, at, kChunk, widened);
+      x = widened;
+    }
     if (path == MatmulPath::kRowsFast) {
       prepare_fast_chunk(x, reinterpret_cast<int16_t*>(workspace) + (c * p.m + m) * kChunk,
                          scales + c * p.m + m);

@@ -158,30 +158,30 @@ struct ExactRows {
 template <int kM, typename Arithmetic, typename Scale>
 LOWBIT_INLINE void accumulate_chunks(const Arithmetic& a, const uint8_t* w, const char* x,
                                      int64_t first, int64_t chunks, const Scale& scale,
-                                     __m256 (&even)[kM], __m256 (&odd)[kM]) {
+                                     __m256 (&sums)[kM == 1 ? 2 : 1][kM]) {
   constexpr int64_t kStep = kM * kChunk * Arithmetic::kBytes;
   x += first * kStep;
   w += first * 32;
   int64_t c = 0;
   for (; c + 2 <= chunks; c += 2, x += 2 * kStep, w += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetch, _MM_HINT_T0);
-    a.template chunk<kM>(w, x, first + c, scale(c), even);
-    a.template chunk<kM>(w + 32, x + kStep, first + c + 1, scale(c + 1), kM == 1 ? odd : even);
+    a.template chunk<kM>(w, x, first + c, scale(c), sums[0]);
+    a.template chunk<kM>(w + 32, x + kStep, first + c + 1, scale(c + 1), sums[kM == 1 ? 1 : 0]);
   }
-  if (c < chunks) a.template chunk<kM>(w, x, first + c, scale(c), even);
+  if (c < chunks) a.template chunk<kM>(w, x, first + c, scale(c), sums[0]);
 }
 
 /// Chunk sums of one weight row, whatever the blocksize and the kind of scales.
 template <int kM, typename Arithmetic>
 LOWBIT_INLINE void accumulate_row(const Matmul4bitParams& p, const Arithmetic& a, const char* x,
-                                  int64_t n, const BlockIndex& block_of, __m256 (&even)[kM],
-                                  __m256 (&odd)[kM]) {
+                                  int64_t n, const BlockIndex& block_of,
+                                  __m256 (&sums)[kM == 1 ? 2 : 1][kM]) {
   const int64_t chunks = p.k / kChunk;
   const uint8_t* w = p.packed + n * (p.k / 2);
   if (p.blocksize == kChunk) {
     const int64_t block = n * chunks;
     if (!p.scales.nested()) {
-      accumulate_chunks<kM>(a, w, x, 0, chunks, PlainScale{p.scales.absmax + block}, even, odd);
+      accumulate_chunks<kM>(a, w, x, 0, chunks, PlainScale{p.scales.absmax + block}, sums);
       return;
     }
     for (int64_t c = 0; c < chunks;) {
@@ -190,7 +190,7 @@ LOWBIT_INLINE void accumulate_row(const Matmul4bitParams& p, const Arithmetic& a
       const NestedScale scale{p.scales.absmax_8bit + block + c, p.scales.absmax_code,
                               _mm256_broadcast_ss(p.scales.absmax2 + group),
                               _mm256_broadcast_ss(p.scales.absmax_offset)};
-      accumulate_chunks<kM>(a, w, x, c, count, scale, even, odd);
+      accumulate_chunks<kM>(a, w, x, c, count, scale, sums);
       c += count;
     }
     return;
@@ -204,9 +204,9 @@ LOWBIT_INLINE void accumulate_row(const Matmul4bitParams& p, const Arithmetic& a
       buffer[i] = scale_of_block(p.scales, block_of(n * p.k + c * kChunk + i * piece));
     }
     if (halves) {
-      accumulate_chunks<kM>(a, w, x, c, count, HalvesScale{buffer}, even, odd);
+      accumulate_chunks<kM>(a, w, x, c, count, HalvesScale{buffer}, sums);
     } else {
-      accumulate_chunks<kM>(a, w, x, c, count, PlainScale{buffer}, even, odd);
+      accumulate_chunks<kM>(a, w, x, c, count, PlainScale{buffer}, sums);
     }
     c += count;
   }
@@ -218,22 +218,24 @@ void run_rows(const Matmul4bitParams& p, int64_t begin, int64_t end, const float
   const char* x = static_cast<const char*>(p.workspace);
   const BlockIndex block_of(p.blocksize);
   for (int64_t n = begin; n < end; n += kRowsPerUnit) {
-    alignas(32) float y[kM][kRowsPerUnit];
-    float bias[kRowsPerUnit] = {};
     const int64_t count = std::min(kRowsPerUnit, p.n - n);
+    alignas(32) float bias[kRowsPerUnit] = {};
     if (p.bias != nullptr) widen(p.bias, p.bias_dtype, n, count, bias);
-    for (int64_t i = 0; i < count; ++i) {
-      __m256 even[kM], odd[kM];
-      LOWBIT_UNROLL for (int r = 0; r < kM; ++r) even[r] = odd[r] = _mm256_setzero_ps();
-      accumulate_row<kM>(p, a, x, n + i, block_of, even, odd);
-      LOWBIT_UNROLL for (int r = 0; r < kM; ++r) {
-        y[r][i] = sum(_mm256_add_ps(even[r], odd[r])) * a.unit + bias[i];
-      }
+    __m256 row_sums[kM][kRowsPerUnit];
+    for (int64_t i = 0; i < kRowsPerUnit; ++i) {
+      __m256 sums[kM == 1 ? 2 : 1][kM];  // two chains for a single row
+      LOWBIT_UNROLL for (int r = 0; r < kM; ++r) sums[0][r] = _mm256_setzero_ps();
+      if constexpr (kM == 1) sums[1][0] = _mm256_setzero_ps();
+      if (i < count) accumulate_row<kM>(p, a, x, n + i, block_of, sums);
+      if constexpr (kM == 1) sums[0][0] = _mm256_add_ps(sums[0][0], sums[1][0]);
+      LOWBIT_UNROLL for (int r = 0; r < kM; ++r) row_sums[r][i] = sums[0][r];
     }
-    for (int64_t i = count; i < kRowsPerUnit; ++i) {
-      for (int r = 0; r < kM; ++r) y[r][i] = 0.0f;
+    for (int r = 0; r < kM; ++r) {
+      alignas(32) float y[kRowsPerUnit];
+      _mm256_store_ps(
+          y, _mm256_fmadd_ps(sum_each(row_sums[r]), _mm256_set1_ps(a.unit), _mm256_load_ps(bias)));
+      narrow(p.output, p.dtype, r * p.n + n, count, y);
     }
-    for (int r = 0; r < kM; ++r) narrow(p.output, p.dtype, r * p.n + n, count, y[r]);
   }
 }
 

@@ -38,7 +38,7 @@ LOWBIT_INLINE const char* column_vector(const PanelPass& p, int64_t line, int j)
 /// float32 products. Floating-point sums over k in ascending order.
 struct FloatTile {
   template <int kR>
-  static void run(const PanelPass& p, int64_t row, int64_t line) {
+  static LOWBIT_NOINLINE void run(const PanelPass& p, int64_t row, int64_t line) {
     const char* w0 = column_vector(p, line, 0);
     const char* w1 = column_vector(p, line, 1);
     const char* x = p.x + row * p.x_stride;
@@ -52,11 +52,7 @@ struct FloatTile {
       const Simd::Float a = Simd::load(reinterpret_cast<const float*>(w0 + k * 64));
       const Simd::Float b = Simd::load(reinterpret_cast<const float*>(w1 + k * 64));
       LOWBIT_UNROLL for (int r = 0; r < kR; ++r) {
-        float element;
-        std::memcpy(&element, x + r * p.x_stride + k * 4, 4);
-        const Simd::Float v = Simd::broadcast(element);
-        sums[r][0] = Simd::fma(v, a, sums[r][0]);
-        sums[r][1] = Simd::fma(v, b, sums[r][1]);
+        Simd::add_floats(x + r * p.x_stride + k * 4, a, b, sums[r][0], sums[r][1]);
       }
     }
     LOWBIT_UNROLL for (int r = 0; r < kR; ++r) {
@@ -74,11 +70,7 @@ LOWBIT_INLINE void accumulate_pairs(const PanelPass& p, const char* x, const cha
     const Simd::Int a = Simd::load(static_cast<const void*>(w0 + k * 64));
     const Simd::Int b = Simd::load(static_cast<const void*>(w1 + k * 64));
     LOWBIT_UNROLL for (int r = 0; r < kR; ++r) {
-      int32_t pair;
-      std::memcpy(&pair, x + r * p.x_stride + k * 4, 4);
-      const Simd::Int v = Simd::broadcast(pair);
-      sums[r][0] = Simd::dot_pairs(sums[r][0], v, a);
-      sums[r][1] = Simd::dot_pairs(sums[r][1], v, b);
+      Simd::add_pairs(x + r * p.x_stride + k * 4, a, b, sums[r][0], sums[r][1]);
     }
   }
 }
@@ -86,7 +78,7 @@ LOWBIT_INLINE void accumulate_pairs(const PanelPass& p, const char* x, const cha
 /// int16 products summed in int32 over a chunk, chunks summed in float32 with their scales.
 struct ScaledPairTile {
   template <int kR>
-  static void run(const PanelPass& p, int64_t row, int64_t line) {
+  static LOWBIT_NOINLINE void run(const PanelPass& p, int64_t row, int64_t line) {
     const char* w0 = column_vector(p, line, 0);
     const char* w1 = column_vector(p, line, 1);
     const char* x = p.x + row * p.x_stride;
@@ -115,7 +107,7 @@ struct ScaledPairTile {
 /// int16 products summed in int32 throughout.
 struct IntegerPairTile {
   template <int kR>
-  static void run(const PanelPass& p, int64_t row, int64_t line) {
+  static LOWBIT_NOINLINE void run(const PanelPass& p, int64_t row, int64_t line) {
     const char* x = p.x + row * p.x_stride;
     int32_t* c = static_cast<int32_t*>(p.c) + row * kStrip + line * Simd::kTileColumns;
     Simd::Int sums[kR][2];
