@@ -48,7 +48,7 @@ TEST(Property, ByteFallbackDecodingGivesTheTextBack) {
     std::string text = random_text(random);
     // What the vocabulary's own notation means is not told apart from text that looks like it.
     if (text.find("\u2581") != std::string::npos || text.find("<0x") != std::string::npos) continue;
-    if (text.starts_with(" ")) text.insert(0, "x");
+    if (text.starts_with(" ")) continue;  // the first space stands for the one put in front
     ASSERT_EQ(tokenizer.decode(tokenizer.encode(text, false)), text);
     ++compared;
   }
@@ -118,10 +118,9 @@ TEST(StreamDecoder, ShowsACharacterWithItsLastByteAndNotBefore) {
   StreamDecoder stream(tokenizer);
   std::vector<std::string> pieces;
   for (int64_t id : ids) pieces.push_back(stream.push(id));
-  std::vector<std::string> expected(ids.size());
-  expected.front() = "x";
-  expected[ids.size() - 2] = "\U00010348";
-  expected.back() = "y";
+  std::vector<std::string> expected = {"x"};
+  expected.resize(ids.size() - 2);
+  expected.insert(expected.end(), {"\U00010348", "y"});
   EXPECT_EQ(pieces, expected);
 }
 
