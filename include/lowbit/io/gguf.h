@@ -28,11 +28,20 @@ enum class GgufType : uint32_t {
 };
 const char* gguf_type_name(GgufType type) noexcept;
 
-/// A metadata value: integers widen to int64/uint64, floats to double; arrays hold one kind.
+/// Elements and bytes of one block: a row of a tensor is a whole number of blocks.
+int64_t gguf_block_size(GgufType type) noexcept;
+int64_t gguf_block_bytes(GgufType type) noexcept;
+
+/// A metadata value: integers widen to int64/uint64, floats to double; arrays hold one kind (no
+/// arrays of arrays).
 using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, std::vector<bool>,
                                std::vector<int64_t>, std::vector<uint64_t>, std::vector<double>,
                                std::vector<std::string>>;
 
+/// Note for readers of weights: converters to GGUF permute the rows of attn_q and attn_k of the
+/// architecture "llama" so that the two halves of each rotary pair are neighbours: row
+/// h*d + 2*i + j holds row h*d + j*d/2 + i of the original (head h of d dimensions, i < d/2, j 0
+/// or 1). GgufFile hands out the rows as the file has them.
 struct GgufTensor {
   std::string name;
   GgufType type;
@@ -54,8 +63,9 @@ class GgufFile {
   const std::vector<GgufTensor>& tensors() const noexcept { return tensors_; }
   const GgufTensor* find(const std::string& name) const noexcept;
 
+  bool contains(const std::string& key) const { return metadata_.count(key) != 0; }
   /// Typed access; throw FormatError when the key is missing or of another kind. The second form
-  /// has a default.
+  /// has a default, for a key that is missing.
   std::string get_string(const std::string& key) const;
   int64_t get_int(const std::string& key) const;
   double get_float(const std::string& key) const;
@@ -64,9 +74,11 @@ class GgufFile {
   double get_float(const std::string& key, double fallback) const;
   bool get_bool(const std::string& key, bool fallback) const;
 
-  /// Dequantizes elements [begin, end) to float32; begin and end are multiples of the block of the
-  /// type (or the ends).
+  /// Dequantizes elements [begin, end) of one of tensors() to float32; begin and end are multiples
+  /// of gguf_block_size. Bit-equal to ggml's scalar code. Throws FormatError for another range.
+  /// Threads may share the file.
   void dequantize(const GgufTensor& tensor, int64_t begin, int64_t end, float* output) const;
+  /// Lets the system drop the tensor's pages.
   void release(const GgufTensor& tensor) const noexcept;
   std::shared_ptr<const void> owner() const noexcept { return owner_; }
 
