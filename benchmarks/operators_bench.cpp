@@ -122,7 +122,9 @@ int main(int argc, char** argv) {
       const std::string name = c.op + (c.overload.empty() ? "" : "." + c.overload) +
                                (c.flops > 0 ? "/m:" + std::to_string(m) : "");
       if (m == 1 && c.flops == 0) continue;  // once is enough, and with many rows
-      benchmark::RegisterBenchmark(name.c_str(), run, c)->Unit(benchmark::kMicrosecond);
+      benchmark::RegisterBenchmark(name.c_str(), run, c)
+          ->UseRealTime()
+          ->Unit(benchmark::kMicrosecond);
     }
   }
   benchmark::RunSpecifiedBenchmarks();
