@@ -3,8 +3,9 @@ function(lowbit_target name)
   target_compile_features(${name} PUBLIC cxx_std_20)
   set_target_properties(${name} PROPERTIES CXX_EXTENSIONS OFF POSITION_INDEPENDENT_CODE ON)
   if(LOWBIT_HAS_CUDA)
-    set_target_properties(${name} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
-      CUDA_ARCHITECTURES "${LOWBIT_CUDA_ARCHITECTURES}")
+    set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "${LOWBIT_CUDA_ARCHITECTURES}")
+    # Not CUDA_STANDARD: CMake 3.25 and earlier know no CUDA20.
+    target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
   endif()
   # -ffp-contract=off: results are defined to the bit, a*b+c is fused only where the code says fma.
   target_compile_options(${name} PRIVATE
