@@ -44,7 +44,7 @@ void prepare(MatmulPath path, const Matmul4bitParams& p, int64_t begin, int64_t 
   for (int64_t m = begin; m < end; ++m) prepare_row(path, p, m);
 }
 
-void run(MatmulPath path, const Matmul4bitParams& p, int64_t begin, int64_t end) {
+void run(MatmulPath path, const Matmul4bitParams& p, int64_t slices, int64_t begin, int64_t end) {
   const char* workspace = static_cast<const char*>(p.workspace);
   const MatmulWorkspace layout = matmul_workspace(path, p.m, p.k, p.dtype);
   const auto* scales = reinterpret_cast<const float*>(workspace + layout.scales_at);
@@ -62,11 +62,11 @@ void run(MatmulPath path, const Matmul4bitParams& p, int64_t begin, int64_t end)
     case MatmulPath::kRowsAny:
       return run_rows_any(p, first, last, reinterpret_cast<const float*>(in.x), in.stride / 4);
     case MatmulPath::kPanelFast:
-      return run_panels<FastPanel>(p, begin, end, in);
+      return run_panels<FastPanel>(p, slices, begin, end, in);
     case MatmulPath::kPanelExact:
-      return run_panels<ExactPanel>(p, begin, end, in);
+      return run_panels<ExactPanel>(p, slices, begin, end, in);
     case MatmulPath::kPanelAny:
-      return run_panels<AnyPanel>(p, begin, end, in);
+      return run_panels<AnyPanel>(p, slices, begin, end, in);
   }
 }
 

@@ -56,6 +56,19 @@ const MatmulKernels* kernels_of(Isa isa) {
   return nullptr;
 }
 
+int64_t unit_count(MatmulPath path, const Matmul4bitParams& p, int64_t slices) {
+  switch (path) {
+    case MatmulPath::kScalar:
+      return p.n;
+    case MatmulPath::kRowsFast:
+    case MatmulPath::kRowsExact:
+    case MatmulPath::kRowsAny:
+      return ceil_div(p.n, kRowsPerUnit);
+    default:
+      return ceil_div(p.n, kStripRows) * slices;
+  }
+}
+
 struct Choice {
   MatmulPath path = MatmulPath::kScalar;
   const MatmulKernels* kernels = nullptr;
@@ -66,7 +79,9 @@ Status resolve(const Matmul4bitPlan& plan, const Matmul4bitParams& p, Choice& ch
   const auto isa = static_cast<Isa>(plan.id / kIsaStride);
   choice.path = choose_path(p, isa);
   choice.kernels = kernels_of(isa);
-  if (plan.id != static_cast<int32_t>(choice.path) + kIsaStride * static_cast<int32_t>(isa)) {
+  if (plan.id != static_cast<int32_t>(choice.path) + kIsaStride * static_cast<int32_t>(isa) ||
+      plan.slices < 1 ||
+      plan.workspace_bytes != matmul_workspace(choice.path, p.m, p.k, p.dtype).bytes) {
     return invalid_argument("the plan was made for another problem");
   }
   if (plan.workspace_bytes > 0 && p.workspace == nullptr) {
@@ -104,37 +119,47 @@ void backward_scalar(const Matmul4bitParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-Matmul4bitPlan plan_matmul_4bit(const Matmul4bitParams& p) noexcept {
+Matmul4bitPlan plan_matmul_4bit_group(const Matmul4bitParams* params, int32_t count) noexcept {
+  Matmul4bitPlan plan;
+  if (count <= 0) return plan;
+  const Matmul4bitParams& p = params[0];
   const Isa isa = active_isa();
   const MatmulPath path = choose_path(p, isa);
-  Matmul4bitPlan plan;
+  int64_t strips = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    if (choose_path(params[i], isa) != path) return plan;
+    strips += ceil_div(params[i].n, kStripRows);
+  }
   plan.kernel = path_name(path);
   plan.id = static_cast<int32_t>(path) + kIsaStride * static_cast<int32_t>(isa);
   plan.workspace_bytes = matmul_workspace(path, p.m, p.k, p.dtype).bytes;
   plan.prepare_units = plan.workspace_bytes > 0 ? p.m : 0;
-  // A thread is worth about 10 us: 2^17 multiplications in rows, 2^20 in panels.
+  // A thread is worth about 10 us: 2^15 elements to prepare, 2^17 multiplications in rows, 2^20 in
+  // panels.
+  plan.prepare_grain = std::max<int64_t>(1, (int64_t{1} << 15) / std::max<int64_t>(1, p.k));
   int64_t work = std::max<int64_t>(1, p.k) * std::max<int64_t>(1, p.m);
   int64_t worth = int64_t{1} << 17;
   switch (path) {
     case MatmulPath::kScalar:
-      plan.units = p.n;
       worth = int64_t{1} << 13;
       break;
     case MatmulPath::kRowsFast:
     case MatmulPath::kRowsExact:
     case MatmulPath::kRowsAny:
-      plan.units = ceil_div(p.n, kRowsPerUnit);
       work *= kRowsPerUnit;
       break;
-    default: {
-      const PanelUnits units = panel_units(p.m, p.n);
-      plan.units = units.strips * units.slices;
-      work = p.k * kStripRows * units.slice_rows;
+    default:
+      plan.slices = panel_slices(p.m, strips);
+      work = p.k * kStripRows * slice_rows(p.m, plan.slices);
       worth = int64_t{1} << 20;
-    }
   }
   plan.grain = std::max<int64_t>(1, worth / work);
+  for (int32_t i = 0; i < count; ++i) plan.units += unit_count(path, params[i], plan.slices);
   return plan;
+}
+
+Matmul4bitPlan plan_matmul_4bit(const Matmul4bitParams& p) noexcept {
+  return plan_matmul_4bit_group(&p, 1);
 }
 
 Status matmul_4bit_prepare(const Matmul4bitPlan& plan, const Matmul4bitParams& p, int64_t begin,
@@ -148,16 +173,41 @@ Status matmul_4bit_prepare(const Matmul4bitPlan& plan, const Matmul4bitParams& p
   return ok_status();
 }
 
+Status matmul_4bit_group(const Matmul4bitPlan& plan, const Matmul4bitParams* params, int32_t count,
+                         int64_t begin, int64_t end) noexcept {
+  // Everything is checked before anything is written.
+  Choice choice;
+  int64_t units = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    const Status status = check(params[i]);
+    if (!status.ok()) return status;
+    const Status resolved = resolve(plan, params[i], choice);
+    if (!resolved.ok()) return resolved;
+    units += unit_count(choice.path, params[i], plan.slices);
+  }
+  const Status range = check_range(begin, end, units);
+  if (!range.ok()) return range;
+  int64_t first = 0;
+  for (int32_t i = 0; i < count && first < end; ++i) {
+    const Matmul4bitParams& p = params[i];
+    const int64_t own = unit_count(choice.path, p, plan.slices);
+    const int64_t from = std::max<int64_t>(begin - first, 0);
+    const int64_t to = std::min(end - first, own);
+    first += own;
+    if (from >= to) continue;
+    if (choice.path == MatmulPath::kScalar) {
+      const Status status = ref::matmul_4bit(p, from, to);
+      if (!status.ok()) return status;
+    } else {
+      choice.kernels->run(choice.path, with_table(p), plan.slices, from, to);
+    }
+  }
+  return ok_status();
+}
+
 Status matmul_4bit(const Matmul4bitPlan& plan, const Matmul4bitParams& p, int64_t begin,
                    int64_t end) noexcept {
-  const Status status = check(p, begin, end, plan.units);
-  if (!status.ok() || begin == end) return status;
-  Choice choice;
-  const Status resolved = resolve(plan, p, choice);
-  if (!resolved.ok()) return resolved;
-  if (choice.path == MatmulPath::kScalar) return ref::matmul_4bit(p, begin, end);
-  choice.kernels->run(choice.path, with_table(p), begin, end);
-  return ok_status();
+  return matmul_4bit_group(plan, &p, 1, begin, end);
 }
 
 Status matmul_4bit_backward_input(const Matmul4bitParams& p, int64_t begin, int64_t end) noexcept {

@@ -24,21 +24,16 @@ inline constexpr int64_t kRowsPerUnit = 8;     // weight rows in a unit of the k
 inline constexpr int64_t kStripRows = 32;      // weight rows in a strip of the kPanel paths
 inline constexpr int64_t kBackwardSlice = 64;  // columns of K in a unit of the backward pass
 
-/// Units of a panel path: strips of weight rows times slices of input rows.
-struct PanelUnits {
-  int64_t strips = 0, slices = 1, slice_rows = 0;
-};
-/// Narrow weights are also cut along M, so that 16 threads find work; a slice decodes its strip
-/// anew, which costs a few percent at 64 rows.
-constexpr PanelUnits panel_units(int64_t m, int64_t n) {
-  PanelUnits u;
-  u.strips = ceil_div(n, kStripRows);
-  const int64_t wanted = ceil_div(48, u.strips);
+/// Slices of the input's rows that each strip of weights is cut into: narrow weights alone would
+/// not occupy 16 threads. A slice decodes its strip anew, which costs a few percent at 64 rows.
+constexpr int64_t panel_slices(int64_t m, int64_t strips) {
+  const int64_t wanted = ceil_div(48, strips);
   const int64_t most = m / 64 > 1 ? m / 64 : 1;
-  u.slices = wanted < most ? wanted : most;
-  u.slice_rows = ceil_div(ceil_div(m, u.slices), 12) * 12;
-  u.slices = ceil_div(m, u.slice_rows);
-  return u;
+  return wanted < most ? wanted : most;
+}
+/// Rows of a slice, whole tiles of either instruction set; the last slice may be short or empty.
+constexpr int64_t slice_rows(int64_t m, int64_t slices) {
+  return ceil_div(ceil_div(m, slices), 12) * 12;
 }
 
 /// Activations in the workspace: elements, then (fast paths) one float per row and chunk.
@@ -74,7 +69,8 @@ constexpr MatmulWorkspace matmul_workspace(MatmulPath path, int64_t m, int64_t k
 struct MatmulKernels {
   /// Unit: row of the input.
   void (*prepare)(MatmulPath path, const Matmul4bitParams& params, int64_t begin, int64_t end);
-  void (*run)(MatmulPath path, const Matmul4bitParams& params, int64_t begin, int64_t end);
+  void (*run)(MatmulPath path, const Matmul4bitParams& params, int64_t slices, int64_t begin,
+              int64_t end);
   void (*backward)(const Matmul4bitParams& params, int64_t begin, int64_t end);
 };
 extern const MatmulKernels kMatmulAvx2;

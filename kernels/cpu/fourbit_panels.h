@@ -98,22 +98,23 @@ struct AnyPanel {
 };
 
 template <typename Panel>
-void run_panels(const Matmul4bitParams& p, int64_t begin, int64_t end, const PanelInput& in) {
+void run_panels(const Matmul4bitParams& p, int64_t slices, int64_t begin, int64_t end,
+                const PanelInput& in) {
   alignas(64) char panel[kPanelBytes];
   alignas(64) float c[kSlabRows * kStrip];
   alignas(64) float scales[Panel::kDepth];
   const Panel kind(p);
-  const PanelUnits units = panel_units(p.m, p.n);
+  const int64_t height = slice_rows(p.m, slices);
   const int64_t pieces = std::max<int64_t>(1, ceil_div(p.k, Panel::kDepth));
   const int64_t piece = ceil_div(ceil_div(p.k, pieces), kChunk) * kChunk;
   int64_t decoded = -1;  // the strip whose single piece is in the panel
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t strip = unit / units.slices;
+    const int64_t strip = unit / slices;
     const int64_t n0 = strip * kStrip, columns = std::min(kStrip, p.n - n0);
     float bias[kStrip] = {};
     if (p.bias != nullptr) widen(p.bias, p.bias_dtype, n0, columns, bias);
-    const int64_t m_begin = unit % units.slices * units.slice_rows;
-    const int64_t m_end = std::min(p.m, m_begin + units.slice_rows);
+    const int64_t m_begin = unit % slices * height;
+    const int64_t m_end = std::min(p.m, m_begin + height);
     for (int64_t m0 = m_begin; m0 < m_end; m0 += kSlabRows) {
       const int64_t rows = std::min(kSlabRows, m_end - m0);
       std::memset(c, 0, static_cast<size_t>(rows * kStrip) * 4);

@@ -203,6 +203,55 @@ TEST_F(FourbitMatmul, RangesOfUnitsDoNotChangeABit) {
   }
 }
 
+TEST_F(FourbitMatmul, AGroupGivesWhatItsMembersGive) {
+  for (int i = 0; i < 30; ++i) {
+    std::vector<FourbitSpec> specs(pick<size_t>(rng_, {1, 2, 3}), random_spec(rng_));
+    std::vector<FourbitProblem> problems;
+    std::vector<Matmul4bitParams> params;
+    for (FourbitSpec& spec : specs) {
+      spec.n = std::uniform_int_distribution<int64_t>(1, 80)(rng_);
+      problems.emplace_back(spec, rng_);
+    }
+    for (FourbitProblem& problem : problems) {
+      params.push_back(problem.params());
+      params.back().input = params[0].input;
+    }
+    for (const cpu::Isa isa : instruction_sets()) {
+      cpu::set_isa(isa);
+      SCOPED_TRACE(specs[0].describe() + " " + cpu::isa_name(isa) + " seed " +
+                   std::to_string(seed_));
+      std::vector<std::vector<uint8_t>> alone;
+      for (size_t j = 0; j < params.size(); ++j) {
+        run(params[j]);
+        const auto* bytes = problems[j].output().get<uint8_t>();
+        alone.emplace_back(bytes, bytes + problems[j].output().bytes());
+        std::memset(problems[j].output().get(), 0xff, alone[j].size());
+      }
+      const auto count = static_cast<int32_t>(params.size());
+      const Matmul4bitPlan plan = cpu::plan_matmul_4bit_group(params.data(), count);
+      Guarded workspace(plan.workspace_bytes, 0);
+      for (Matmul4bitParams& p : params) p.workspace = workspace.get();
+      ASSERT_TRUE(cpu::matmul_4bit_prepare(plan, params[0], 0, plan.prepare_units).ok());
+      const int64_t cut = std::uniform_int_distribution<int64_t>(0, plan.units)(rng_);
+      ASSERT_TRUE(cpu::matmul_4bit_group(plan, params.data(), count, cut, plan.units).ok());
+      ASSERT_TRUE(cpu::matmul_4bit_group(plan, params.data(), count, 0, cut).ok());
+      for (size_t j = 0; j < params.size(); ++j) {
+        EXPECT_TRUE(problems[j].output().intact());
+        EXPECT_EQ(0, std::memcmp(problems[j].output().get(), alone[j].data(), alone[j].size()));
+      }
+      EXPECT_EQ(StatusCode::kInvalidArgument,
+                cpu::matmul_4bit_group(plan, params.data(), count, 0, plan.units + 1).code);
+    }
+  }
+  if (cpu::detect_isa() < cpu::Isa::kAVX2) return;
+  FourbitSpec spec;
+  spec.k = 128;
+  Matmul4bitParams pair[2] = {FourbitProblem(spec, rng_).params(),
+                              FourbitProblem(spec, rng_).params()};
+  pair[1].blocksize = 48;
+  EXPECT_EQ(0, cpu::plan_matmul_4bit_group(pair, 2).units);
+}
+
 TEST_F(FourbitMatmul, EveryPathIsReached) {
   if (cpu::detect_isa() < cpu::Isa::kAVX2) GTEST_SKIP() << "needs AVX2";
   const auto kernel = [&](int64_t m, int64_t k, int64_t blocksize, MatmulAccuracy accuracy) {

@@ -75,13 +75,15 @@ struct Matmul4bitParams {
 /// How a matmul runs on the CPU: a pure function of the problem and the instruction set.
 /// Phase 1 (when prepare_units > 0): matmul_4bit_prepare over [0, prepare_units) fills the
 /// workspace with the activations in the kernel's order. Phase 2: matmul_4bit over [0, units).
-/// Every unit writes its own outputs.
+/// Every unit writes its own outputs; results do not depend on how units are spread over threads.
 struct Matmul4bitPlan {
   const char* kernel = "";  ///< name, for logs and tests
   int32_t id = 0;
   int64_t prepare_units = 0;
+  int64_t prepare_grain = 1;  ///< units that are worth a thread of their own
   int64_t units = 0;
-  int64_t grain = 1;  ///< units that are worth a thread of their own
+  int64_t grain = 1;   ///< units that are worth a thread of their own
+  int64_t slices = 1;  ///< of the input's rows: a unit is a slice of rows times a strip of weights
   int64_t workspace_bytes = 0;
 };
 
@@ -107,6 +109,15 @@ Status matmul_4bit_prepare(const Matmul4bitPlan& plan, const Matmul4bitParams& p
 Status matmul_4bit(const Matmul4bitPlan& plan, const Matmul4bitParams& params, int64_t begin,
                    int64_t end) noexcept;
 
+/// Several weights over one input (query, key and value; gate and up): the input is prepared once,
+/// by matmul_4bit_prepare(plan, params[0], ...), and threads fork once. All members have the same
+/// input, input_stride, dtype, m, k, accuracy and workspace. A plan without units means that the
+/// members need different kernels (their blocksizes differ in kind): run them one by one.
+Matmul4bitPlan plan_matmul_4bit_group(const Matmul4bitParams* params, int32_t count) noexcept;
+/// Units of the members one after the other.
+Status matmul_4bit_group(const Matmul4bitPlan& plan, const Matmul4bitParams* params, int32_t count,
+                         int64_t begin, int64_t end) noexcept;
+
 /// grad_input[M,K] = grad_output[M,N] * W[N,K]. `input` is grad_output (K and N keep their meaning
 /// for W), `output` is grad_input, bias is ignored. Unit: a slice of 64 columns of K (the last one
 /// short); deterministic.
@@ -131,9 +142,10 @@ namespace cpu {
 Status embedding_4bit(const Embedding4bitParams& params, int64_t begin, int64_t end) noexcept;
 }  // namespace cpu
 
-/// The CUDA entries, in builds with CUDA. They enqueue on the stream and return; every pointer is device memory (or
-/// managed). quantize and dequantize are bit-identical with the GPU implementations of the format: `rcp.approx` instead of
-/// the IEEE reciprocal is the one difference from `ref`.
+/// The CUDA entries, in builds with CUDA. They enqueue on the stream and return; every pointer is
+/// device memory (or managed). quantize and dequantize are bit-identical with the GPU
+/// implementations of the format: `rcp.approx` instead of the IEEE reciprocal is the one difference
+/// from `ref`.
 namespace cuda {
 Status quantize_4bit(const Quantize4bitParams& params, Stream stream) noexcept;
 Status dequantize_4bit(const Dequantize4bitParams& params, Stream stream) noexcept;
