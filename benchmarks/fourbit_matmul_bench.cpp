@@ -10,6 +10,7 @@
 
 #include "lowbit/kernels/cpu.h"
 #include "lowbit/kernels/fourbit.h"
+#include "lowbit/kernels/int8.h"
 #include "team.h"
 
 #if defined(__x86_64__)
@@ -26,9 +27,13 @@ double now() {
   return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
-/// Median seconds of a call, for at least `least` runs and 0.15 s.
+struct Time {
+  double median, tenth;  ///< seconds; a tenth of the runs were faster than `tenth`
+};
+
+/// For at least `least` runs and 0.15 s.
 template <typename F>
-double median_time(F&& f, int least = 7) {
+Time time_of(F&& f, int least = 7) {
   f();
   std::vector<double> times;
   for (double total = 0.0; static_cast<int>(times.size()) < least || total < 0.15;) {
@@ -37,8 +42,8 @@ double median_time(F&& f, int least = 7) {
     times.push_back(now() - start);
     total += times.back();
   }
-  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-  return times[times.size() / 2];
+  std::sort(times.begin(), times.end());
+  return {times[times.size() / 2], times[times.size() / 10]};
 }
 
 struct Aligned {
@@ -74,6 +79,7 @@ struct Weight {
 };
 
 struct Runner {
+  static constexpr int32_t kMostMembers = 3;
   Team& team;
   DType dtype;
   MatmulAccuracy accuracy;
@@ -109,18 +115,26 @@ struct Runner {
   void check(const Status& s) {
     if (!s.ok()) std::fprintf(stderr, "%s\n", s.reason);
   }
-  const char* matmul(Weight& w, int64_t m) {
-    const Matmul4bitParams p = params(w, m);
-    const Matmul4bitPlan plan = cpu::plan_matmul_4bit(p);
-    if (plan.prepare_units < 8) {
-      check(cpu::matmul_4bit_prepare(plan, p, 0, plan.prepare_units));
+  /// Weights of one input: prepared once, one fork.
+  const char* matmul(Weight* weights, int32_t count, int64_t m) {
+    Matmul4bitParams p[kMostMembers];
+    int64_t columns = 0;
+    for (int32_t i = 0; i < count; ++i) {
+      p[i] = params(weights[i], m);
+      p[i].output = output.data.get() + columns * m * itemsize(dtype);
+      columns += weights[i].n;
+    }
+    const Matmul4bitPlan plan = cpu::plan_matmul_4bit_group(p, count);
+    if (plan.prepare_units < 2 * plan.prepare_grain) {
+      check(cpu::matmul_4bit_prepare(plan, p[0], 0, plan.prepare_units));
     } else {
       team.split(plan.prepare_units, [&](int64_t begin, int64_t end) {
-        check(cpu::matmul_4bit_prepare(plan, p, begin, end));
+        check(cpu::matmul_4bit_prepare(plan, p[0], begin, end));
       });
     }
-    team.split(plan.units,
-               [&](int64_t begin, int64_t end) { check(cpu::matmul_4bit(plan, p, begin, end)); });
+    team.split(plan.units, [&](int64_t begin, int64_t end) {
+      check(cpu::matmul_4bit_group(plan, p, count, begin, end));
+    });
     return plan.kernel;
   }
   void backward(Weight& w, int64_t m) {
@@ -137,7 +151,7 @@ double read_ceiling(Team& team) {
   static Aligned buffer(kWords * 8);
   const auto* words = buffer.as<uint64_t>();
   std::vector<uint64_t> sums(static_cast<size_t>(team.size()) * 8);
-  const double t = median_time([&] {
+  const Time t = time_of([&] {
     team.run([&](int i) {
       const int64_t begin = kWords * i / team.size(), end = kWords * (i + 1) / team.size();
       uint64_t s[4] = {};
@@ -147,7 +161,7 @@ double read_ceiling(Team& team) {
       sums[static_cast<size_t>(i) * 8] += s[0] ^ s[1] ^ s[2] ^ s[3];
     });
   });
-  return kWords * 8 / t;
+  return kWords * 8 / t.tenth;
 }
 
 #if defined(__x86_64__)
@@ -181,12 +195,12 @@ double fma_ceiling(Team& team) {
   constexpr int64_t kSteps = 400000;
   const bool wide = cpu::active_isa() == cpu::Isa::kAVX512;
   std::vector<float> sums(static_cast<size_t>(team.size()) * 16);
-  const double t = median_time([&] {
+  const Time t = time_of([&] {
     team.run([&](int i) {
       sums[static_cast<size_t>(i) * 16] = wide ? fma_loop_512(kSteps, 0) : fma_loop_256(kSteps);
     });
   });
-  return kSteps * 12.0 * (wide ? 32 : 16) * team.size() / t;
+  return kSteps * 12.0 * (wide ? 32 : 16) * team.size() / t.tenth;
 #else
   return 0.0;
 #endif
@@ -196,16 +210,15 @@ struct Ceilings {
   double read, fma;
 };
 
-void report(const char* what, int64_t n, int64_t k, int64_t m, double t, double bytes,
-            const Ceilings& c, const char* kernel) {
+void report(const char* what, int64_t n, int64_t k, int64_t m, const Time& t, double bytes,
+            const Ceilings& c, const char* note) {
   const double flops = 2.0 * static_cast<double>(n * k * m);
   std::printf(
-      "%-8s %6lld x %-6lld m %-4lld %10.1f us %7.1f GB/s (%3.0f %% of read) %8.1f GFLOP/s (%3.0f "
-      "%% of "
-      "float32 FMA)  %s\n",
+      "%-8s %6lld x %-5lld m %-4lld %10.1f us [%10.1f] %6.1f GB/s (%3.0f %%) %7.1f GFLOP/s "
+      "(%3.0f %%)  %s\n",
       what, static_cast<long long>(n), static_cast<long long>(k), static_cast<long long>(m),
-      t * 1e6, bytes / t * 1e-9, 100.0 * bytes / t / c.read, flops / t * 1e-9,
-      100.0 * flops / t / c.fma, kernel);
+      t.median * 1e6, t.tenth * 1e6, bytes / t.median * 1e-9, 100.0 * bytes / t.median / c.read,
+      flops / t.median * 1e-9, 100.0 * flops / t.median / c.fma, note);
   std::fflush(stdout);
 }
 
@@ -220,18 +233,35 @@ void bench_shapes(Runner& r, const std::vector<int64_t>& rows, const Ceilings& c
     for (const int64_t m : rows) {
       const char* kernel = "";
       const auto weight = [&]() -> Weight& { return copies[next++ % copies.size()]; };
-      double t = median_time([&] { kernel = r.matmul(weight(), m); }, 15);
+      Time t = time_of([&] { kernel = r.matmul(&weight(), 1, m); }, 15);
       report("forward", n, k, m, t, static_cast<double>(copies[0].bytes()), c, kernel);
       if (!backward) continue;
-      t = median_time([&] { r.backward(weight(), m); }, 15);
+      t = time_of([&] { r.backward(weight(), m); }, 15);
       report("backward", n, k, m, t, static_cast<double>(copies[0].bytes()), c, "");
     }
   }
 }
 
+/// An 8-bit head with float32 input: row-wise statistics, activations kept in float32.
+Time time_int8_head(Runner& r, int64_t n, int64_t k) {
+  Aligned q(static_cast<size_t>(n * k)), stats(static_cast<size_t>(n) * 4);
+  std::fill_n(stats.as<float>(), n, 0.01f);
+  LinearInt8Params p;
+  p.input = r.input.data.get();
+  p.input_stride = k;
+  p.dtype = r.dtype;
+  p.m = 1, p.n = n, p.k = k;
+  p.q = q.as<int8_t>();
+  p.stats = stats.as<float>();
+  p.output = r.output.data.get();
+  return time_of([&] {
+    r.team.split(n, [&](int64_t begin, int64_t end) { r.check(cpu::linear_int8(p, begin, end)); });
+  });
+}
+
 void bench_model(Runner& r, const std::vector<int64_t>& rows, const Ceilings& c) {
   std::mt19937_64 rng(2);
-  std::vector<Weight> layers;
+  std::vector<Weight> layers;  // q, k, v, o, gate, up, down of each layer
   int64_t bytes = 0, weights = 0;
   for (int layer = 0; layer < 30; ++layer) {
     const int64_t shapes[][2] = {{576, 576},  {192, 576},  {192, 576}, {576, 576},
@@ -243,16 +273,28 @@ void bench_model(Runner& r, const std::vector<int64_t>& rows, const Ceilings& c)
     }
   }
   Weight head(49152, 576, rng);
+  const Time h4 = time_of([&] { r.matmul(&head, 1, 1); });
+  report("head", head.n, head.k, 1, h4, static_cast<double>(head.bytes()), c, "NF4");
+  const Time h8 = time_int8_head(r, head.n, head.k);
+  report("head", head.n, head.k, 1, h8, static_cast<double>(head.n * head.k), c, "int8");
   for (const int64_t m : rows) {
-    const double t = median_time([&] {
-      for (Weight& w : layers) r.matmul(w, m);
+    const Time t = time_of([&] {
+      for (size_t i = 0; i < layers.size(); i += 7) {
+        r.matmul(&layers[i], 3, m);
+        r.matmul(&layers[i + 3], 1, m);
+        r.matmul(&layers[i + 4], 2, m);
+        r.matmul(&layers[i + 6], 1, m);
+      }
     });
-    report("layers", weights, 1, m, t, static_cast<double>(bytes), c, "SmolLM2-135M, 30 layers");
-    const double h = median_time([&] { r.matmul(head, 1); });
-    report("head", head.n, head.k, 1, h, static_cast<double>(head.bytes()), c,
-           "NF4 head, last token");
-    std::printf("linear layers alone: %.0f tok/s at m = %lld\n", static_cast<double>(m) / (t + h),
-                static_cast<long long>(m));
+    report("layers", weights, 1, m, t, static_cast<double>(bytes), c, "all 30 of SmolLM2-135M");
+    const auto rate = [&](double layer_time, double head_time) {
+      return static_cast<double>(m) / (layer_time + head_time);
+    };
+    std::printf(
+        "linear layers alone, m = %lld: %.0f tok/s [%.0f] with an NF4 head, %.0f [%.0f] with "
+        "an int8 head\n",
+        static_cast<long long>(m), rate(t.median, h4.median), rate(t.tenth, h4.tenth),
+        rate(t.median, h8.median), rate(t.tenth, h8.tenth));
   }
 }
 
@@ -282,8 +324,10 @@ int main(int argc, char** argv) {
   for (const int count : threads) {
     Team team(count);
     const Ceilings c{read_ceiling(team), fma_ceiling(team)};
-    std::printf("-- %d threads: read %.1f GB/s, float32 FMA %.1f GFLOP/s\n", count, c.read * 1e-9,
-                c.fma * 1e-9);
+    std::printf(
+        "-- %d threads; ceilings: read %.1f GB/s, float32 FMA %.1f GFLOP/s; median [fastest "
+        "tenth]\n",
+        count, c.read * 1e-9, c.fma * 1e-9);
     for (const bool fast : {true, false}) {
       if (accuracy != "both" && (accuracy == "fast") != fast) continue;
       std::printf("%s, %s\n", dtype.c_str(), fast ? "fast" : "exact");

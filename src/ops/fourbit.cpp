@@ -63,7 +63,7 @@ at::Tensor linear_4bit(const char* op, const char* argument, const at::Tensor& i
   const kernels::Matmul4bitPlan plan = kernels::cpu::plan_matmul_4bit(params);
   const Workspace workspace(plan.workspace_bytes);
   params.workspace = workspace.data();
-  for_units(op, plan.prepare_units, 1, [&](int64_t begin, int64_t end) {
+  for_units(op, plan.prepare_units, plan.prepare_grain, [&](int64_t begin, int64_t end) {
     return kernels::cpu::matmul_4bit_prepare(plan, params, begin, end);
   });
   for_units(op, plan.units, plan.grain, [&](int64_t begin, int64_t end) {
