@@ -10,9 +10,9 @@ namespace lowbit::kernels::cpu {
 /// (strictly). Finding it takes one look into a table keyed by the high bits of y, and as many
 /// comparisons as the fullest bucket has bounds.
 struct MapSearch {
-  // A bucket spans 1/64 of an octave. 32 octaves [2^-31, 2), each sign; smaller and larger values
+  // A bucket spans 1/128 of an octave. 32 octaves [2^-31, 2), each sign; smaller and larger values
   // go to the last ones.
-  static constexpr int kMantissaBits = 6;
+  static constexpr int kMantissaBits = 7;
   static constexpr int kOctaves = 32;
   static constexpr int kSide = kOctaves << kMantissaBits;
   static constexpr int kShift = 23 - kMantissaBits;

@@ -1,7 +1,6 @@
 // Turns an ascending map of 256 values into bounds and buckets.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -14,7 +13,7 @@ namespace {
 /// The largest float below x, where subnormals do not exist.
 float previous(float x) {
   if (x == 0.0f) return -FLT_MIN;
-  return flush(std::nextafter(x, -std::numeric_limits<float>::infinity()));
+  return flush(std::bit_cast<float>(std::bit_cast<uint32_t>(x) + (x > 0.0f ? -1u : 1u)));
 }
 
 /// y belongs to code u rather than u - 1 iff y > bound. In the map's own words: y goes to the
@@ -23,7 +22,7 @@ float bound_between(float low, float high, bool upper_is_even) {
   if (!(low < high)) return low;  // repeated values: only the first of them is used
   const float mid = flush(flush(low + high) * 0.5f);
   if (!upper_is_even) return mid;
-  return std::max(previous(mid), low);  // y >= mid, but y == low has its own code
+  return std::max(low, previous(mid));  // y >= mid, but y == low has its own code
 }
 
 int bucket_of(float x) {
@@ -38,7 +37,8 @@ int bucket_of(float x) {
 
 MapSearch::MapSearch(const float* map) noexcept {
   for (int k = 0; k < 255; ++k) {
-    bound[k] = bound_between(flush(map[k]), flush(map[k + 1]), (k + 1) % 2 == 0);
+    // + 0 makes -0 a 0, which are one value but would sit in two buckets.
+    bound[k] = bound_between(flush(map[k]), flush(map[k + 1]), (k + 1) % 2 == 0) + 0.0f;
   }
   bound[255] = std::numeric_limits<float>::infinity();
   int filled = 0;
