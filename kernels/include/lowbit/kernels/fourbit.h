@@ -47,7 +47,7 @@ enum class MatmulAccuracy : int8_t {
   kAuto,   ///< kExact for float32 input, kFast for float16 and bfloat16.
   kExact,  ///< Nothing is rounded below float32: relative error about 1e-7 * sqrt(K).
   kFast,   ///< Products of integers of 12 to 15 bits with a scale per 64 elements: relative error
-           ///< (L2, over an output) about 5e-5 up to 4 rows, 2e-4 above; bfloat16's is 2e-3. An
+           ///< (L2, over an output) about 4e-5 up to 4 rows, 1.2e-4 above; bfloat16's is 2e-3. An
            ///< input row that holds a value that is not finite gives NaN. Sizes that have no fast
            ///< kernel run an exact one.
 };
