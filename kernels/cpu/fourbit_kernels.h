@@ -15,7 +15,8 @@ inline void prepare_row(MatmulPath path, const Matmul4bitParams& p, int64_t m) {
   const int64_t chunks = p.k / kChunk;
   if (path == MatmulPath::kPanelExact || path == MatmulPath::kPanelAny ||
       path == MatmulPath::kRowsAny) {
-    widen(p.input, p.dtype, m * p.input_stride, p.k, reinterpret_cast<float*>(workspace) + m * p.k);
+    widen(p.input, p.dtype, m * p.input_stride, p.k,
+          reinterpret_cast<float*>(workspace) + m * panel_row(path, p.k));
     return;
   }
   alignas(32) float widened[kChunk] = {};
@@ -34,7 +35,8 @@ inline void prepare_row(MatmulPath path, const Matmul4bitParams& p, int64_t m) {
     } else {
       __m256i e[4];
       scales[m * chunks + c] = quantize_chunk(x, kPanelLimit, e);
-      auto* out = reinterpret_cast<__m256i*>(workspace + (m * p.k + c * kChunk) * 2);
+      auto* out =
+          reinterpret_cast<__m256i*>(workspace + (m * panel_row(path, p.k) + c * kChunk) * 2);
       LOWBIT_UNROLL for (int i = 0; i < 4; ++i) _mm256_storeu_si256(out + i, e[i]);
     }
   }
@@ -48,8 +50,7 @@ void run(MatmulPath path, const Matmul4bitParams& p, int64_t slices, int64_t beg
   const char* workspace = static_cast<const char*>(p.workspace);
   const MatmulWorkspace layout = matmul_workspace(path, p.m, p.k, p.dtype);
   const auto* scales = reinterpret_cast<const float*>(workspace + layout.scales_at);
-  PanelInput in{workspace, p.k * 4, scales};
-  if (path == MatmulPath::kPanelFast) in.stride = p.k * 2;
+  PanelInput in{workspace, panel_row(path, p.k) * (path == MatmulPath::kPanelFast ? 2 : 4), scales};
   if (layout.bytes == 0) in = {static_cast<const char*>(p.input), p.input_stride * 4, nullptr};
   const int64_t first = begin * kRowsPerUnit, last = std::min(p.n, end * kRowsPerUnit);
   switch (path) {

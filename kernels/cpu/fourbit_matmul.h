@@ -36,10 +36,16 @@ constexpr int64_t slice_rows(int64_t m, int64_t slices) {
   return ceil_div(ceil_div(m, slices), 12) * 12;
 }
 
+/// Elements between rows of the input in a panel path's workspace: a line more than K, since rows a
+/// multiple of 4096 bytes apart share one set of the L1 cache, and a tile reads 12 of them in step.
+constexpr int64_t panel_row(MatmulPath path, int64_t k) {
+  return path == MatmulPath::kPanelFast ? k + 32 : k + 16;
+}
+
 /// Activations in the workspace: elements, then (fast paths) one float per row and chunk.
 /// kRowsFast int16 and kRowsExact float: [chunk][m][64] in the order in which codes unpack, scales
-/// [chunk][m]. kPanelFast int16: [m][k], scales [m][chunk]. Others: float [m][k], absent when the
-/// input is float32 already.
+/// [chunk][m]. kPanelFast int16: [m][panel_row], scales [m][chunk]. Others: float [m][panel_row],
+/// absent where the input can be read in place.
 struct MatmulWorkspace {
   int64_t scales_at = 0, bytes = 0;
 };
@@ -49,17 +55,21 @@ constexpr MatmulWorkspace matmul_workspace(MatmulPath path, int64_t m, int64_t k
     case MatmulPath::kScalar:
       break;
     case MatmulPath::kRowsFast:
-    case MatmulPath::kPanelFast:
-      w.scales_at = ceil_div(m * k * 2, 64) * 64;
+    case MatmulPath::kPanelFast: {
+      const int64_t row = path == MatmulPath::kPanelFast ? panel_row(path, k) : k;
+      w.scales_at = ceil_div(m * row * 2, 64) * 64;
       w.bytes = w.scales_at + m * (k / kChunk) * 4;
       break;
+    }
     case MatmulPath::kRowsExact:
       w.bytes = m * k * 4;
       break;
     case MatmulPath::kRowsAny:
+      if (dtype != DType::kFloat32) w.bytes = m * panel_row(path, k) * 4;
+      break;
     case MatmulPath::kPanelExact:
     case MatmulPath::kPanelAny:
-      if (dtype != DType::kFloat32) w.bytes = m * k * 4;
+      if (dtype != DType::kFloat32 || k % 1024 == 0) w.bytes = m * panel_row(path, k) * 4;
       break;
   }
   return w;

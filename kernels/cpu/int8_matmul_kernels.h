@@ -13,6 +13,7 @@ constexpr int64_t kSegment = 2048;     // elements of each input row widened at 
 constexpr int64_t kInt8Depth = 384;    // elements of K in an int16 panel
 constexpr int64_t kInt8Rows = 96;      // input rows widened to int16 for it
 constexpr int64_t kFloatDepth8 = 256;  // the same in float32
+constexpr int64_t kFloatRow8 = kFloatDepth8 + 16;
 constexpr int64_t kFloatRows8 = 64;
 constexpr int64_t kPrefetch8 = 2048;  // bytes ahead in the weight
 
@@ -299,9 +300,10 @@ void linear_int8_rows(const LinearInt8Params& p, int64_t begin, int64_t end) {
 inline void linear_int8_panels(const LinearInt8Params& p, int64_t begin, int64_t end) {
   constexpr int64_t kLine = kFloatDepth8 * 64;
   alignas(64) char panel[2 * kLine];
-  alignas(64) float widened[kFloatRows8 * kFloatDepth8];
+  alignas(64) float widened[kFloatRows8 * kFloatRow8];
   alignas(64) float c[kFloatRows8 * kStrip];
-  const bool in_place = p.dtype == DType::kFloat32;
+  // Rows a multiple of 4096 bytes apart would share one set of the L1 cache.
+  const bool in_place = p.dtype == DType::kFloat32 && p.input_stride % 1024 != 0;
   for (int64_t m0 = 0; m0 < p.m; m0 += kFloatRows8) {
     const int64_t rows = std::min(kFloatRows8, p.m - m0);
     for (int64_t n0 = begin; n0 < end; n0 += kStrip) {
@@ -318,10 +320,10 @@ inline void linear_int8_panels(const LinearInt8Params& p, int64_t begin, int64_t
         } else {
           for (int64_t r = 0; r < rows; ++r) {
             widen(p.input, p.dtype, (m0 + r) * p.input_stride + k0, depth,
-                  widened + r * kFloatDepth8);
+                  widened + r * kFloatRow8);
           }
           pass.x = reinterpret_cast<const char*>(widened);
-          pass.x_stride = kFloatDepth8 * 4;
+          pass.x_stride = kFloatRow8 * 4;
         }
         pass.panel = panel;
         pass.line_stride = kLine;

@@ -172,6 +172,7 @@ TEST_F(FourbitMatmul, AgreesOnLongAndTallProblems) {
       {.m = 200, .n = 40, .k = 832, .nested = true, .accuracy = MatmulAccuracy::kFast},
       {.m = 389, .n = 33, .k = 512, .blocksize = 32, .dtype = DType::kBFloat16},
       {.m = 201, .n = 35, .k = 832, .bias = true},
+      {.m = 26, .n = 33, .k = 2048, .extra_stride = 3},
       {.m = 100, .n = 7, .k = 831, .bias = true},
   };
   for (const FourbitSpec& spec : specs) {
