@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "fourbit_problem.h"
+#include "instruction_sets.h"
 #include "lowbit/kernels/cpu.h"
 
 namespace lowbit::kernels {
@@ -11,7 +12,8 @@ namespace {
 
 using testing::FourbitProblem;
 using testing::FourbitSpec;
-using testing::Guarded;
+using testing::GuardedBuffer;
+using testing::instruction_sets;
 
 /// Relative errors (L2, over an output of random data) that the accuracy classes promise.
 struct Tolerance {
@@ -35,13 +37,6 @@ double l2_tolerance(const FourbitSpec& s) {
   return 0.0;
 }
 
-std::vector<cpu::Isa> instruction_sets() {
-  std::vector<cpu::Isa> all{cpu::Isa::kScalar};
-  if (cpu::detect_isa() >= cpu::Isa::kAVX2) all.push_back(cpu::Isa::kAVX2);
-  if (cpu::detect_isa() >= cpu::Isa::kAVX512) all.push_back(cpu::Isa::kAVX512);
-  return all;
-}
-
 class FourbitMatmul : public ::testing::Test {
  protected:
   void TearDown() override { cpu::set_isa(cpu::detect_isa()); }
@@ -52,8 +47,8 @@ class FourbitMatmul : public ::testing::Test {
 /// Runs the plan; with a generator, in ranges of random lengths and in random order.
 std::string run(Matmul4bitParams p, std::mt19937* rng = nullptr) {
   const Matmul4bitPlan plan = cpu::plan_matmul_4bit(p);
-  Guarded workspace(plan.workspace_bytes, 0);
-  p.workspace = workspace.get();
+  GuardedBuffer workspace(plan.workspace_bytes, 1);
+  p.workspace = workspace.data();
   const auto in_pieces = [&](int64_t units, auto&& call) {
     std::vector<std::pair<int64_t, int64_t>> pieces;
     for (int64_t at = 0; at < units;) {
@@ -70,7 +65,7 @@ std::string run(Matmul4bitParams p, std::mt19937* rng = nullptr) {
   });
   in_pieces(plan.units,
             [&](int64_t begin, int64_t end) { return cpu::matmul_4bit(plan, p, begin, end); });
-  EXPECT_TRUE(workspace.intact());
+  EXPECT_TRUE(workspace.guards_intact());
   return plan.kernel;
 }
 
@@ -78,7 +73,7 @@ void expect_exact_or_bounded(FourbitProblem& problem, const FourbitSpec& s) {
   const Matmul4bitParams p = problem.params();
   const std::string kernel = run(p);
   SCOPED_TRACE(kernel);
-  ASSERT_TRUE(problem.output().intact());
+  ASSERT_TRUE(problem.output().guards_intact());
   const bool fast = kernel == "rows_int16" || kernel == "panel_int16";
   const bool rows = kernel == "rows_int16";
   const double x_levels = rows ? 32767.0 : 8191.0;
@@ -158,7 +153,7 @@ TEST_F(FourbitMatmul, AgreesWithExactSums) {
       if (isa == cpu::Isa::kScalar && i >= 20) continue;
       cpu::set_isa(isa);
       SCOPED_TRACE(spec.describe() + " " + cpu::isa_name(isa) + " seed " + std::to_string(seed_));
-      std::memset(problem.output().get(), 0xff, problem.output().bytes());
+      problem.poison_output();
       expect_exact_or_bounded(problem, spec);
       if (HasFailure()) return;
     }
@@ -181,7 +176,7 @@ TEST_F(FourbitMatmul, AgreesOnLongAndTallProblems) {
       if (isa == cpu::Isa::kScalar) continue;
       cpu::set_isa(isa);
       SCOPED_TRACE(spec.describe() + " " + cpu::isa_name(isa) + " seed " + std::to_string(seed_));
-      std::memset(problem.output().get(), 0xff, problem.output().bytes());
+      problem.poison_output();
       expect_exact_or_bounded(problem, spec);
     }
   }
@@ -195,9 +190,9 @@ TEST_F(FourbitMatmul, RangesOfUnitsDoNotChangeABit) {
       cpu::set_isa(isa);
       SCOPED_TRACE(spec.describe() + " " + cpu::isa_name(isa) + " seed " + std::to_string(seed_));
       run(problem.params());
-      const auto* bytes = problem.output().get<uint8_t>();
+      const auto* bytes = problem.output().as<uint8_t>();
       const std::vector<uint8_t> whole(bytes, bytes + problem.output().bytes());
-      std::memset(problem.output().get(), 0xff, problem.output().bytes());
+      problem.poison_output();
       run(problem.params(), &rng_);
       EXPECT_EQ(0, std::memcmp(bytes, whole.data(), whole.size()));
     }
@@ -224,21 +219,21 @@ TEST_F(FourbitMatmul, AGroupGivesWhatItsMembersGive) {
       std::vector<std::vector<uint8_t>> alone;
       for (size_t j = 0; j < params.size(); ++j) {
         run(params[j]);
-        const auto* bytes = problems[j].output().get<uint8_t>();
+        const auto* bytes = problems[j].output().as<uint8_t>();
         alone.emplace_back(bytes, bytes + problems[j].output().bytes());
-        std::memset(problems[j].output().get(), 0xff, alone[j].size());
+        problems[j].poison_output();
       }
       const auto count = static_cast<int32_t>(params.size());
       const Matmul4bitPlan plan = cpu::plan_matmul_4bit_group(params.data(), count);
-      Guarded workspace(plan.workspace_bytes, 0);
-      for (Matmul4bitParams& p : params) p.workspace = workspace.get();
+      GuardedBuffer workspace(plan.workspace_bytes, 1);
+      for (Matmul4bitParams& p : params) p.workspace = workspace.data();
       ASSERT_TRUE(cpu::matmul_4bit_prepare(plan, params[0], 0, plan.prepare_units).ok());
       const int64_t cut = std::uniform_int_distribution<int64_t>(0, plan.units)(rng_);
       ASSERT_TRUE(cpu::matmul_4bit_group(plan, params.data(), count, cut, plan.units).ok());
       ASSERT_TRUE(cpu::matmul_4bit_group(plan, params.data(), count, 0, cut).ok());
       for (size_t j = 0; j < params.size(); ++j) {
-        EXPECT_TRUE(problems[j].output().intact());
-        EXPECT_EQ(0, std::memcmp(problems[j].output().get(), alone[j].data(), alone[j].size()));
+        EXPECT_TRUE(problems[j].output().guards_intact());
+        EXPECT_EQ(0, std::memcmp(problems[j].output().data(), alone[j].data(), alone[j].size()));
       }
       EXPECT_EQ(StatusCode::kInvalidArgument,
                 cpu::matmul_4bit_group(plan, params.data(), count, 0, plan.units + 1).code);
@@ -350,36 +345,37 @@ TEST_F(FourbitMatmul, BackwardAgreesWithExactSums) {
     FourbitProblem problem(spec, rng_);
     const int64_t stride = spec.n + spec.extra_stride;
     const int64_t item = itemsize(spec.dtype);
-    Guarded gradient((spec.m * stride) * item, spec.misalignment * item);
+    GuardedBuffer gradient(spec.m * stride, item, spec.misalignment * item);
     std::normal_distribution<float> normal;
     for (int64_t j = 0; j < spec.m * stride; ++j) {
-      store_element(gradient.get(), spec.dtype, j, normal(rng_));
+      store_element(gradient.data(), spec.dtype, j, normal(rng_));
     }
     const std::vector<double> w = problem.weights();
     for (const cpu::Isa isa : instruction_sets()) {
       if (isa == cpu::Isa::kScalar && i >= 10) continue;
       cpu::set_isa(isa);
       SCOPED_TRACE(spec.describe() + " " + cpu::isa_name(isa) + " seed " + std::to_string(seed_));
-      Guarded output(spec.m * spec.k * item, 0);
+      GuardedBuffer output(spec.m * spec.k, item);
+      std::memset(output.data(), 0xff, output.bytes());
       Matmul4bitParams p = problem.params();
-      p.input = gradient.get();
+      p.input = gradient.data();
       p.input_stride = stride;
-      p.output = output.get();
+      p.output = output.data();
       const int64_t units = ceil_div(spec.k, 64);
       const int64_t cut = units / 2;
       ASSERT_TRUE(cpu::matmul_4bit_backward_input(p, cut, units).ok());
       ASSERT_TRUE(cpu::matmul_4bit_backward_input(p, 0, cut).ok());
-      ASSERT_TRUE(output.intact());
+      ASSERT_TRUE(output.guards_intact());
       for (int64_t m = 0; m < spec.m; ++m) {
         for (int64_t k = 0; k < spec.k; ++k) {
           double expected = 0.0, magnitude = 0.0;
           for (int64_t n = 0; n < spec.n; ++n) {
             const double product =
-                load_element(gradient.get(), spec.dtype, m * stride + n) * w[n * spec.k + k];
+                load_element(gradient.data(), spec.dtype, m * stride + n) * w[n * spec.k + k];
             expected += product;
             magnitude += std::fabs(product);
           }
-          const double got = load_element(output.get(), spec.dtype, m * spec.k + k);
+          const double got = load_element(output.data(), spec.dtype, m * spec.k + k);
           ASSERT_LE(
               std::fabs(got - expected),
               1e-6 * magnitude + 0x1p-25 + testing::rounding(spec.dtype) * std::fabs(expected))
