@@ -76,10 +76,8 @@ class Decoder {  // 16-bit outputs: one byte shuffle for the low halves, one for
       : low_values_(_mm256_loadu_ps(table)), high_values_(_mm256_loadu_ps(table + 8)) {}
 
   void set_scale(float scale) {
-    alignas(32) T values[16];
-    store(values, multiply(low_values_, set(scale)));
-    store(values + 8, multiply(high_values_, set(scale)));
-    const __m256i words = _mm256_load_si256(reinterpret_cast<const __m256i*>(values));
+    const __m256i words = _mm256_set_m128i(round_to<T>(multiply(high_values_, set(scale))),
+                                           round_to<T>(multiply(low_values_, set(scale))));
     const __m256i split = _mm256_permute4x64_epi64(
         _mm256_packus_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0xff)),
                             _mm256_srli_epi16(words, 8)),

@@ -94,9 +94,7 @@ class Decoder {  // 16-bit outputs: the 16 values twice in one register
   explicit Decoder(const float* table) : values_(_mm512_loadu_ps(table)) {}
 
   void set_scale(float scale) {
-    T rounded[16];
-    store(rounded, multiply(values_, set(scale)));
-    words_ = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rounded)));
+    words_ = _mm512_broadcast_i64x4(round_to<T>(multiply(values_, set(scale))));
   }
 
   void decode_group(const uint8_t* packed, T* output) const {

@@ -21,28 +21,46 @@ static inline void prefetch_ahead(const void* p, int64_t bytes) {
   }
 }
 
+template <QuantType kType, typename T>
+static inline void encode_block(const T* in, int64_t count, F scale, uint8_t* out) {
+  int64_t i = 0;
+  for (; i + kGroup <= count; i += kGroup) {
+    prefetch_ahead(in + i, kGroup * sizeof(T));
+    encode_group<kType>(in + i, scale, out + i / 2);
+  }
+  if (i < count) {  // completed with zeros, whose code also completes an odd tail
+    T padded[kGroup] = {};
+    uint8_t bytes[kGroup / 2];
+    std::memcpy(padded, in + i, static_cast<size_t>(count - i) * sizeof(T));
+    encode_group<kType>(padded, scale, bytes);
+    std::memcpy(out + i / 2, bytes, static_cast<size_t>(count - i + 1) / 2);
+  }
+}
+
 template <typename T, QuantType kType>
 static void quantize_blocks(const Quantize4bitParams& p, int64_t begin, int64_t end) {
+  // Small blocks go in batches: finding a scale is a long chain of dependent steps, and the chains
+  // of a batch overlap.
+  constexpr int64_t kMostBlocks = 16, kBatchElements = 1024;
   const T* input = static_cast<const T*>(p.input);
-  for (int64_t block = begin; block < end; ++block) {
-    const int64_t start = block * p.blocksize;
-    const int64_t count = p.numel - start < p.blocksize ? p.numel - start : p.blocksize;
-    const T* in = input + start;
-    uint8_t* out = p.packed + start / 2;
-    const float absmax = block_absmax(in, count, count == p.blocksize);
-    p.absmax[block] = absmax;
-    const F scale = set(block_reciprocal(absmax));
-    int64_t i = 0;
-    for (; i + kGroup <= count; i += kGroup) {
-      prefetch_ahead(in + i, kGroup * sizeof(T));
-      encode_group<kType>(in + i, scale, out + i / 2);
+  float scales[kMostBlocks];
+  int64_t batch = kBatchElements / p.blocksize;
+  batch = batch < 1 ? 1 : batch > kMostBlocks ? kMostBlocks : batch;
+  const auto count_of = [&](int64_t block) {
+    const int64_t rest = p.numel - block * p.blocksize;
+    return rest < p.blocksize ? rest : p.blocksize;
+  };
+  for (int64_t first = begin; first < end; first += batch) {
+    const int64_t blocks = end - first < batch ? end - first : batch;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t block = first + b, count = count_of(block);
+      const float absmax = block_absmax(input + block * p.blocksize, count, count == p.blocksize);
+      p.absmax[block] = absmax;
+      scales[b] = block_reciprocal(absmax);
     }
-    if (i < count) {  // completed with zeros, whose code also completes an odd tail
-      T padded[kGroup] = {};
-      uint8_t bytes[kGroup / 2];
-      std::memcpy(padded, in + i, static_cast<size_t>(count - i) * sizeof(T));
-      encode_group<kType>(padded, scale, bytes);
-      std::memcpy(out + i / 2, bytes, static_cast<size_t>(count - i + 1) / 2);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t block = first + b, start = block * p.blocksize;
+      encode_block<kType>(input + start, count_of(block), set(scales[b]), p.packed + start / 2);
     }
   }
 }

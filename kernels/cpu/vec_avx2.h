@@ -56,21 +56,27 @@ static inline F load(const int32_t* p) {
 }
 
 static inline void store(float* p, F a) { _mm256_storeu_ps(p, a); }
+/// Eight elements of 16 bits, rounded to nearest even.
+template <typename T>
+static inline __m128i round_to(F a) {
+  if constexpr (std::is_same_v<T, Half>) {
+    return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  } else {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_add_epi32(bits, bias);
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i high =
+        _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan(a))), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  }
+}
 static inline void store(Half* p, F a) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), round_to<Half>(a));
 }
 static inline void store(BFloat* p, F a) {
-  const __m256i bits = _mm256_castps_si256(a);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-  const __m256i rounded = _mm256_add_epi32(bits, bias);
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256i high =
-      _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan(a))), 16);
-  _mm_storeu_si128(
-      reinterpret_cast<__m128i*>(p),
-      _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), round_to<BFloat>(a));
 }
 /// Nearest integers, ties to even; lanes must lie in [-128, 127].
 static inline void store(int8_t* p, F a) {
@@ -91,12 +97,6 @@ static inline void store_first(T* p, F a, int n) {
   T lanes[kLanes];
   store(lanes, a);
   std::memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
-}
-
-/// table[index[0..kLanes))
-static inline F gather(const float* table, const uint8_t* index) {
-  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(index));
-  return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(bytes), 4);
 }
 
 // Magnitudes of 16-bit floats are ordered like their bits.

@@ -37,17 +37,21 @@ static inline float largest_lane(F a) { return _mm512_reduce_max_ps(a); }
 static inline F widen(__m256i bfloats) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloats), 16));
 }
-/// Rounds to nearest even with subnormals kept, which the conversion instruction would flush.
-static inline __m256i narrow(F a) {
-  const __m512i bits = _mm512_castps_si512(a);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __m512i chosen =
-      _mm512_mask_or_epi32(rounded, is_nan(a), bits, _mm512_set1_epi32(0x400000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
-}
-static inline __m256i to_halves(F a) {
-  return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+/// Sixteen elements of 16 bits, rounded to nearest even. The instruction for bfloat16 would flush
+/// subnormals.
+template <typename T>
+static inline __m256i round_to(F a) {
+  if constexpr (std::is_same_v<T, Half>) {
+    return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  } else {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i chosen =
+        _mm512_mask_or_epi32(rounded, is_nan(a), bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+  }
 }
 /// Nearest integers, ties to even; lanes must lie in [-128, 127].
 static inline __m128i to_bytes(F a) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)); }
@@ -67,10 +71,10 @@ static inline F load(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_
 
 static inline void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 static inline void store(Half* p, F a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_halves(a));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_to<Half>(a));
 }
 static inline void store(BFloat* p, F a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_to<BFloat>(a));
 }
 static inline void store(int8_t* p, F a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bytes(a));
@@ -93,19 +97,13 @@ static inline F load_first(const int32_t* p, int n) {
 }
 static inline void store_first(float* p, F a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
 static inline void store_first(Half* p, F a, int n) {
-  _mm256_mask_storeu_epi16(p, first(n), to_halves(a));
+  _mm256_mask_storeu_epi16(p, first(n), round_to<Half>(a));
 }
 static inline void store_first(BFloat* p, F a, int n) {
-  _mm256_mask_storeu_epi16(p, first(n), narrow(a));
+  _mm256_mask_storeu_epi16(p, first(n), round_to<BFloat>(a));
 }
 static inline void store_first(int8_t* p, F a, int n) {
   _mm_mask_storeu_epi8(p, first(n), to_bytes(a));
-}
-
-/// table[index[0..kLanes))
-static inline F gather(const float* table, const uint8_t* index) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(index));
-  return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(bytes), table, 4);
 }
 
 // Magnitudes of 16-bit floats are ordered like their bits.
