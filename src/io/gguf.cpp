@@ -89,7 +89,7 @@ class Cursor {
 template <typename Stored, typename T>
 std::vector<T> read_array(Cursor& cursor) {
   std::vector<T> values(cursor.read_count(sizeof(Stored), "array elements"));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<T>(cursor.read<Stored>());
+  for (size_t i = 0; i < values.size(); ++i) values[i] = T{cursor.read<Stored>()};
   return values;
 }
 

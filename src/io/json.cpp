@@ -20,7 +20,7 @@ constexpr size_t kMaxDepth = 64;
 /// refuses both.
 class TreeBuilder : public nlohmann::json_sax<Json> {
  public:
-  explicit TreeBuilder(const std::string& name) : name_(name) {}
+  TreeBuilder(const std::string& name, const std::string& what) : name_(name), what_(what) {}
   Json take() { return std::move(root_); }
 
   bool null() override { return add(nullptr) != nullptr; }
@@ -50,7 +50,7 @@ class TreeBuilder : public nlohmann::json_sax<Json> {
 
   bool parse_error(size_t position, const std::string& last_token,
                    const nlohmann::detail::exception& error) override {
-    throw FormatError(name_, "byte " + std::to_string(position), "valid JSON",
+    throw FormatError(name_, what_ + ", byte " + std::to_string(position), "valid JSON",
                       last_token.empty() ? "the end" : quote(last_token));
   }
 
@@ -89,10 +89,11 @@ class TreeBuilder : public nlohmann::json_sax<Json> {
     for (const std::string* key : keys_) {
       if (key != nullptr) path += (path.empty() ? "" : ".") + *key;
     }
-    return path.empty() ? "JSON" : quote(path);
+    return path.empty() ? what_ : quote(path);
   }
 
   const std::string& name_;
+  const std::string& what_;
   Json root_;
   std::vector<Json*> open_;
   std::vector<const std::string*> keys_;  // of every open level; null in arrays
@@ -101,8 +102,8 @@ class TreeBuilder : public nlohmann::json_sax<Json> {
 
 }  // namespace
 
-Json parse_json(std::string_view text, const std::string& name) {
-  TreeBuilder builder(name);
+Json parse_json(std::string_view text, const std::string& name, const std::string& what) {
+  TreeBuilder builder(name, what);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
 }

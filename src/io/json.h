@@ -7,9 +7,10 @@
 
 namespace lowbit::io {
 
-/// Throws FormatError naming `name` and the byte offset (syntax) or the JSON path (depth, duplicate
-/// key).
-nlohmann::json parse_json(std::string_view text, const std::string& name);
+/// Throws FormatError naming the file `name` and the byte of `what` (syntax) or the JSON path
+/// (depth, duplicate key).
+nlohmann::json parse_json(std::string_view text, const std::string& name,
+                          const std::string& what = "JSON");
 
 /// "an object", "a string", ... for messages.
 const char* json_kind(const nlohmann::json& value) noexcept;

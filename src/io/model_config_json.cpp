@@ -35,7 +35,8 @@ void write_rope(Json& json, const RopeConfig* before, const RopeConfig& rope) {
   const bool scaled = rope.type != "default";
   write("rope_type", &RopeConfig::type, scaled);
   write("factor", &RopeConfig::factor, scaled);
-  write("original_max_position_embeddings", &RopeConfig::original_max_position_embeddings, scaled);
+  write("original_max_position_embeddings", &RopeConfig::original_max_position_embeddings,
+        scaled && rope.type != "linear" && rope.type != "dynamic");
   write("low_freq_factor", &RopeConfig::low_freq_factor, rope.type == "llama3");
   write("high_freq_factor", &RopeConfig::high_freq_factor, rope.type == "llama3");
   if (before == nullptr || before->theta != rope.theta) {

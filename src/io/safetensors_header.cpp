@@ -145,7 +145,7 @@ SafetensorsMetadata parse_metadata(const Json& json, const std::string& file) {
 
 SafetensorsHeader parse_safetensors_header(std::string_view text, size_t data_size,
                                            const std::string& name) {
-  const Json json = parse_json(text, name + " (header)");
+  const Json json = parse_json(text, name, "header");
   if (!json.is_object()) throw FormatError(name, "header", "an object", json_kind(json));
   SafetensorsHeader header;
   for (const auto& [key, value] : json.items()) {

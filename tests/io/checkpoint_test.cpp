@@ -102,6 +102,17 @@ TEST(CheckpointWriter, ShardsHaveAnIndexAndReadBack) {
   EXPECT_EQ(text_of(checkpoint.tensor("layer.a")), contents["layer.a"]);
 }
 
+TEST(Checkpoint, FollowsLinksOfDownloadCaches) {
+  TemporaryFolder folder;
+  const std::string bytes = "x";
+  std::filesystem::create_directories(folder / "blobs");
+  std::filesystem::create_directories(folder / "snapshot");
+  write_safetensors(folder / "blobs/1234", {{"a", view_of(bytes)}});
+  std::filesystem::create_symlink("../blobs/1234", folder / "snapshot/shard.safetensors");
+  folder.write(std::string("snapshot/") + kIndex, R"({"weight_map":{"a":"shard.safetensors"}})");
+  EXPECT_EQ(text_of(Checkpoint::open(folder / "snapshot").tensor("a")), "x");
+}
+
 TEST(CheckpointWriter, AnEmptyModelIsAFile) {
   TemporaryFolder folder;
   CheckpointWriter(folder.path()).finish();

@@ -165,6 +165,25 @@ TEST(Safetensors, ViewsKeepTheMappingAliveAndPagesComeBackAfterRelease) {
   EXPECT_EQ(std::memcmp(view.data, bytes.data(), bytes.size()), 0);
 }
 
+TEST(Safetensors, OffsetsBeyondFourGibibytes) {
+  TemporaryFolder folder;
+  const size_t large = (size_t{5} << 30) + 1;
+  const std::string header = "{\"a\":{\"dtype\":\"U8\",\"shape\":[" + std::to_string(large) +
+                             "],\"data_offsets\":[0," + std::to_string(large) +
+                             "]},\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[" +
+                             std::to_string(large) + "," + std::to_string(large + 3) + "]}}";
+  folder.write("large", container(header, ""));
+  std::filesystem::resize_file(folder / "large",
+                               8 + header.size() + large);  // a hole: no disk is used
+  std::ofstream(folder / "large", std::ios::binary | std::ios::app) << "xyz";
+  const auto file = SafetensorsFile::open(folder / "large");
+  EXPECT_EQ(file.tensor("a").nbytes, large);
+  EXPECT_EQ(std::memcmp(file.tensor("b").data, "xyz", 3), 0);
+  EXPECT_EQ(file.tensor("a").data[large - 1], std::byte{0});
+  file.release("a");
+  EXPECT_EQ(std::memcmp(file.tensor("b").data, "xyz", 3), 0);
+}
+
 TEST(Safetensors, EveryPrefixOfAFileIsRefused) {
   const std::string whole = container(
       R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"U8","shape":[],"data_offsets":[8,9]}})",

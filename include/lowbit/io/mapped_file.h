@@ -7,7 +7,9 @@
 
 namespace lowbit::io {
 
-/// Shared ownership keeps the mapping alive for every tensor that points into it.
+/// Shared ownership keeps the mapping alive for every tensor that points into it. A file that is
+/// replaced or removed meanwhile keeps its bytes; one that somebody shortens in place raises
+/// SIGBUS.
 class MappedFile {
  public:
   /// Throws IoError when the file cannot be opened or mapped. An empty file maps to size 0.
