@@ -7,20 +7,25 @@
 namespace lowbit::kernels::cpu {
 
 /// The decision rule of a map as 255 ascending bounds: code(y) = number of bounds below y
-/// (strictly). Finding it takes one look into a table keyed by the high bits of y, and as many
-/// comparisons as the fullest bucket has bounds.
+/// (strictly).
+///
+/// Buckets are the high 16 bits of y, so that two values of one bucket compare like their low 16
+/// bits. Where no bucket holds two bounds, as with the dynamic maps, one look at `step` finds the
+/// code; otherwise `passed` tells where to begin and the bounds of the fullest bucket how far to
+/// search.
 struct MapSearch {
-  // A bucket spans 1/128 of an octave. 32 octaves [2^-31, 2), each sign; smaller and larger values
-  // go to the last ones.
-  static constexpr int kMantissaBits = 7;
-  static constexpr int kOctaves = 32;
-  static constexpr int kSide = kOctaves << kMantissaBits;
-  static constexpr int kShift = 23 - kMantissaBits;
-  static constexpr int kFirst = (127 - (kOctaves - 1)) << kMantissaBits;
+  // Octaves [2^-31, 2) of each sign; smaller and larger values go to the buckets next to them.
+  static constexpr int kShift = 16;
+  static constexpr int kPerOctave = 1 << (23 - kShift);
+  static constexpr int kSide = 32 * kPerOctave;
+  static constexpr int kFirst = (127 - 31) * kPerOctave;
 
+  bool one_look = false;
+  uint32_t
+      step[2 * kSide];  ///< bounds before the bucket << 16 | ascending_low(its bound, or 0xffff)
+  uint8_t passed[2 * kSide];  ///< bounds before the bucket
   float bound[256];           ///< bound[255] is infinite and stops every search.
-  uint8_t passed[2 * kSide];  ///< bounds in the buckets before this one
-  int comparisons = 0;        ///< of the fullest bucket; 1 for the dynamic maps
+  int comparisons = 0;        ///< bounds in the fullest bucket
 
   explicit MapSearch(const float* map) noexcept;
 };

@@ -33,6 +33,12 @@ int bucket_of(float x) {
   return bits >> 31 != 0 ? MapSearch::kSide - 1 - key : MapSearch::kSide + key;
 }
 
+/// The buckets at the ends of a side hold values of other high bits too.
+bool is_end(int bucket) {
+  constexpr int kSide = MapSearch::kSide;
+  return bucket == 0 || bucket == kSide - 1 || bucket == kSide || bucket == 2 * kSide - 1;
+}
+
 }  // namespace
 
 MapSearch::MapSearch(const float* map) noexcept {
@@ -42,16 +48,26 @@ MapSearch::MapSearch(const float* map) noexcept {
   }
   bound[255] = std::numeric_limits<float>::infinity();
   int filled = 0;
+  bool ends_are_empty = true;
+  const auto fill_to = [&](int bucket, int count) {
+    std::memset(passed + filled, count, static_cast<size_t>(bucket - filled));
+    std::fill(step + filled, step + bucket, static_cast<uint32_t>(count) << 16 | 0xffff);
+    filled = bucket;
+  };
   for (int k = 0; k < 255;) {
     const int bucket = bucket_of(bound[k]);
     const int first = k;
     while (k < 255 && bucket_of(bound[k]) == bucket) ++k;
     comparisons = std::max(comparisons, k - first);
+    ends_are_empty = ends_are_empty && !is_end(bucket);
     if (bucket < filled) continue;  // only a map that does not ascend comes here
-    std::memset(passed + filled, first, static_cast<size_t>(bucket + 1 - filled));
-    filled = bucket + 1;
+    fill_to(bucket + 1, first);
+    const uint32_t bits = std::bit_cast<uint32_t>(bound[first]);
+    const uint32_t ascending_low = (bits >> 31 != 0 ? ~bits : bits) & 0xffff;
+    step[bucket] = static_cast<uint32_t>(first) << 16 | ascending_low;
   }
-  std::memset(passed + filled, 255, static_cast<size_t>(2 * kSide - filled));
+  fill_to(2 * kSide, 255);
+  one_look = comparisons <= 1 && ends_are_empty;
 }
 
 }  // namespace lowbit::kernels::cpu

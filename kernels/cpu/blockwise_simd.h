@@ -38,26 +38,33 @@ static inline int32_t bucket_of(float y) {
   return MapSearch::kSide + (key ^ (bits >> 31));
 }
 
-/// Codes of the first `count` elements of a chunk.
-template <bool kOneComparison>
-static inline void find_codes(const MapSearch& search, const float* y, int count, uint8_t* codes) {
-  int32_t bucket[kChunk];
-  for (int i = 0; i < kChunk; ++i) bucket[i] = bucket_of(y[i]);
-  for (int i = 0; i < count; ++i) {
-    int32_t code = search.passed[bucket[i]];
-    code += y[i] > search.bound[code];
-    if constexpr (!kOneComparison) {
-      for (int n = 1; n < search.comparisons; ++n) code += y[i] > search.bound[code];
+/// Codes of a chunk.
+template <bool kOneLook>
+static inline void find_codes(const MapSearch& search, const float* y, uint8_t* codes) {
+  int32_t found[kChunk];
+  for (int i = 0; i < kChunk; ++i) found[i] = bucket_of(y[i]);
+  if constexpr (kOneLook) {
+    for (int i = 0; i < kChunk; ++i) found[i] = static_cast<int32_t>(search.step[found[i]]);
+    for (int i = 0; i < kChunk; ++i) {
+      const int32_t bits = std::bit_cast<int32_t>(y[i]);
+      const int32_t low = (bits ^ (bits >> 31)) & 0xffff;  // ascends with y within a bucket
+      codes[i] = static_cast<uint8_t>((found[i] >> 16) + (low > (found[i] & 0xffff) ? 1 : 0));
     }
-    codes[i] = static_cast<uint8_t>(code);
+  } else {
+    for (int i = 0; i < kChunk; ++i) {
+      int32_t code = search.passed[found[i]];
+      for (int n = 0; n < search.comparisons; ++n) code += y[i] > search.bound[code];
+      codes[i] = static_cast<uint8_t>(code);
+    }
   }
 }
 
-template <typename T, bool kOneComparison>
+template <typename T, bool kOneLook>
 static void quantize_map(const QuantizeBlockwiseParams& p, const MapSearch& search, int64_t begin,
                          int64_t end) {
   const T* input = static_cast<const T*>(p.input);
   float y[kChunk] = {};
+  uint8_t codes[kChunk];
   for (int64_t block = begin; block < end; ++block) {
     const int64_t start = block * p.blocksize;
     const int64_t count = p.numel - start < p.blocksize ? p.numel - start : p.blocksize;
@@ -67,7 +74,8 @@ static void quantize_map(const QuantizeBlockwiseParams& p, const MapSearch& sear
     for (int64_t i = 0; i < count; i += kChunk) {
       const int n = static_cast<int>(count - i < kChunk ? count - i : kChunk);
       normalize(input + start + i, n, scale, y);
-      find_codes<kOneComparison>(search, y, n, p.codes + start + i);
+      find_codes<kOneLook>(search, y, codes);
+      std::memcpy(p.codes + start + i, codes, static_cast<size_t>(n));
     }
   }
 }
@@ -76,7 +84,7 @@ void quantize_blockwise(const QuantizeBlockwiseParams& p, const MapSearch& searc
                         int64_t end) noexcept {
   visit_dtype(p.input_dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    if (search.comparisons <= 1) {
+    if (search.one_look) {
       quantize_map<T, true>(p, search, begin, end);
     } else {
       quantize_map<T, false>(p, search, begin, end);

@@ -191,9 +191,12 @@ TEST_P(Blockwise, DequantizeIsTheReference) {
   }
 }
 
-TEST(BlockwiseMap, TheDynamicMapsNeedOneComparison) {
-  EXPECT_EQ(cpu::MapSearch(dynamic_map(true)).comparisons, 1);
-  EXPECT_EQ(cpu::MapSearch(dynamic_map(false)).comparisons, 1);
+TEST(BlockwiseMap, OneLookSufficesForTheDynamicMapsOnly) {
+  EXPECT_TRUE(cpu::MapSearch(dynamic_map(true)).one_look);
+  EXPECT_TRUE(cpu::MapSearch(dynamic_map(false)).one_look);
+  const Map same(256, 0.25f);
+  EXPECT_FALSE(cpu::MapSearch(same.data()).one_look);
+  EXPECT_EQ(cpu::MapSearch(same.data()).comparisons, 255);
 }
 
 }  // namespace
