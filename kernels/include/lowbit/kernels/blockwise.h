@@ -7,7 +7,8 @@
 
 namespace lowbit::kernels {
 
-/// codes[i] = index of the map entry nearest to input[i] / absmax, ties to the even index. code: [256] ascending.
+/// codes[i] = index of the map entry nearest to input[i] * (1 / absmax), ties to the even index; NaN has index 0, a
+/// block of zeros the index of 0. absmax: as in Quantize4bitParams. code: [256] ascending, repeated values allowed.
 /// blocksize: any positive number.
 struct QuantizeBlockwiseParams {
   const void* input = nullptr;  ///< [numel], contiguous
