@@ -17,8 +17,8 @@ enum class QuantType : int8_t { kNF4, kFP4 };
 /// packed: ceil(numel / 2) bytes, element 2i in the high nibble of byte i. An odd tail is completed
 /// with the code of 0. absmax: [ceil(numel / blocksize)] float32, the largest magnitude with NaN
 /// ignored and subnormals as zero. blocksize: even, >= 2. code = nearest to input * (1 / absmax); a
-/// NaN gets the code of the smallest value (NF4: -1). A block that holds an infinity, or a
-/// magnitude above 2^126, loses its finite values: callers reject such input.
+/// NaN gets code 0 (NF4: -1, FP4: 0). A block that holds an infinity, or a magnitude above 2^126,
+/// loses its finite values: callers reject such input.
 struct Quantize4bitParams {
   const void* input = nullptr;  ///< [numel], contiguous
   DType input_dtype = DType::kFloat32;
