@@ -25,13 +25,13 @@ at::Tensor bias_gradient(const at::Tensor& grad, at::ScalarType dtype) {
   return grad.sum(leading, /*keepdim=*/false, dtype);
 }
 
-void save_bias(AutogradContext* ctx, const at::Tensor& bias) {
-  if (bias.defined()) ctx->saved_data["bias_dtype"] = static_cast<int64_t>(bias.scalar_type());
+void save_bias(AutogradContext* ctx, const OptionalTensor& bias) {
+  if (bias.has_value()) ctx->saved_data["bias_dtype"] = static_cast<int64_t>(bias->scalar_type());
 }
 
 at::Tensor saved_bias_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   const auto dtype = ctx->saved_data.find("bias_dtype");
-  if (dtype == ctx->saved_data.end()) return {};
+  if (dtype == ctx->saved_data.end() || !ctx->needs_input_grad(1)) return {};
   return bias_gradient(grad, static_cast<at::ScalarType>(dtype->second.toInt()));
 }
 
@@ -68,20 +68,19 @@ Weight4bit weight_of(const char* op, const at::Tensor& weight, at::IntArrayRef s
 }
 
 struct Linear4bit : torch::autograd::Function<Linear4bit> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& bias,
-                            const Weight4bit& weight) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input,
+                            const OptionalTensor& bias, const Weight4bit& weight) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     save(ctx, weight);
     save_bias(ctx, bias);
-    return dispatch::linear_4bit(input, weight, bias);
+    return dispatch::linear_4bit(input, weight, value_or_undefined(bias));
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    at::Tensor grad_input, grad_bias;
+    at::Tensor grad_input;
     if (ctx->needs_input_grad(0)) {
       grad_input = dispatch::linear_4bit_backward_input(grads[0], saved_weight_4bit(ctx));
     }
-    if (ctx->needs_input_grad(1)) grad_bias = saved_bias_gradient(ctx, grads[0]);
-    return {grad_input, grad_bias, {}};
+    return {grad_input, saved_bias_gradient(ctx, grads[0]), {}};
   }
 };
 
@@ -101,7 +100,7 @@ at::Tensor linear_4bit(const at::Tensor& input, const at::Tensor& weight, at::In
                        const at::Tensor& absmax, int64_t blocksize, std::string_view quant_type,
                        const OptionalTensor& bias, const OptionalTensor& absmax_8bit,
                        const OptionalTensor& absmax_code, const OptionalTensor& absmax_offset) {
-  return Linear4bit::apply(input, value_or_undefined(bias),
+  return Linear4bit::apply(input, bias,
                            weight_of("lowbit::linear_4bit", weight, shape, absmax, blocksize,
                                      quant_type, absmax_8bit, absmax_code, absmax_offset));
 }
@@ -130,21 +129,22 @@ Weight8bit saved_weight_8bit(AutogradContext* ctx) {
 // adapters.
 template <bool kWeightOnly>
 struct Linear8bit : torch::autograd::Function<Linear8bit<kWeightOnly>> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& bias,
-                            const Weight8bit& weight, double threshold) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input,
+                            const OptionalTensor& bias, const Weight8bit& weight,
+                            double threshold) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     save(ctx, weight);
     save_bias(ctx, bias);
-    return kWeightOnly ? dispatch::linear_8bit_weight_only(input, weight, bias)
-                       : dispatch::linear_8bit(input, weight, bias, threshold);
+    const at::Tensor& b = value_or_undefined(bias);
+    return kWeightOnly ? dispatch::linear_8bit_weight_only(input, weight, b)
+                       : dispatch::linear_8bit(input, weight, b, threshold);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    at::Tensor grad_input, grad_bias;
+    at::Tensor grad_input;
     if (ctx->needs_input_grad(0)) {
       grad_input = dispatch::linear_8bit_backward_input(grads[0], saved_weight_8bit(ctx));
     }
-    if (ctx->needs_input_grad(1)) grad_bias = saved_bias_gradient(ctx, grads[0]);
-    return {grad_input, grad_bias, {}, {}};
+    return {grad_input, saved_bias_gradient(ctx, grads[0]), {}, {}};
   }
 };
 
@@ -163,12 +163,12 @@ struct Linear8bitBackwardInput : torch::autograd::Function<Linear8bitBackwardInp
 
 at::Tensor linear_8bit(const at::Tensor& input, const at::Tensor& CB, const at::Tensor& SCB,
                        const OptionalTensor& bias, double threshold) {
-  return Linear8bit<false>::apply(input, value_or_undefined(bias), Weight8bit{CB, SCB}, threshold);
+  return Linear8bit<false>::apply(input, bias, Weight8bit{CB, SCB}, threshold);
 }
 
 at::Tensor linear_8bit_weight_only(const at::Tensor& input, const at::Tensor& CB,
                                    const at::Tensor& SCB, const OptionalTensor& bias) {
-  return Linear8bit<true>::apply(input, value_or_undefined(bias), Weight8bit{CB, SCB}, 0.0);
+  return Linear8bit<true>::apply(input, bias, Weight8bit{CB, SCB}, 0.0);
 }
 
 at::Tensor linear_8bit_backward_input(const at::Tensor& grad_output, const at::Tensor& CB,

@@ -14,12 +14,12 @@ namespace lowbit::ops {
 
 /// A 4-bit weight [rows, cols] as the kernels read it. Nested statistics are kept compressed.
 struct Weight4bit {
-  at::Tensor packed;  ///< canonical bytes, contiguous, any dtype
+  at::Tensor packed = {};  ///< canonical bytes, contiguous, any dtype
   int64_t rows = 0, cols = 0;
-  at::Tensor absmax;  ///< float32: the scales, or the second-level scales when nested
+  at::Tensor absmax = {};  ///< float32: the scales, or the second-level scales when nested
   int64_t blocksize = 64;
   QuantType quant_type = QuantType::kNF4;
-  at::Tensor absmax_8bit, absmax_code, absmax_offset;  ///< undefined unless nested
+  at::Tensor absmax_8bit = {}, absmax_code = {}, absmax_offset = {};  ///< undefined unless nested
 
   bool nested() const { return absmax_8bit.defined(); }
   /// Checks dtypes, devices and lengths. The state must be 2-D (use `rows`, `cols` to view a stack

@@ -271,11 +271,13 @@ TEST_F(Linear4bitTest, GemmAndGemvOpsOfTheEcosystem) {
                       const at::Tensor&, int64_t, const at::Tensor&)>();
   const Problem nested = problem(48, 64, true), plain = problem(48, 64);
   const at::Tensor x = normal({1, 1, 64}), bias = normal({48});
-  EXPECT_TRUE(is_near(gemm(x, nested.packed, {48, 64}, nested.state.state2->absmax, 64, "nf4", bias,
-                           nested.state.absmax, nested.state.state2->code, nested.state.offset),
-                      linear_f64(x, nested.truth, bias), kMatmul));
-  EXPECT_TRUE(is_near(gemv(x, plain.packed, {48, 64}, plain.state.absmax, plain.state.code, 64),
-                      linear_f64(x, plain.truth), kMatmul));
+  EXPECT_TRUE(
+      is_near(gemm.call(x, nested.packed, {48, 64}, nested.state.state2->absmax, 64, "nf4", bias,
+                        nested.state.absmax, nested.state.state2->code, nested.state.offset),
+              linear_f64(x, nested.truth, bias), kMatmul));
+  EXPECT_TRUE(
+      is_near(gemv.call(x, plain.packed, {48, 64}, plain.state.absmax, plain.state.code, 64),
+              linear_f64(x, plain.truth), kMatmul));
   // Any 16 values are a code.
   const at::Tensor code = normal({16});
   const at::Tensor codes = at::stack(
@@ -284,11 +286,11 @@ TEST_F(Linear4bitTest, GemmAndGemvOpsOfTheEcosystem) {
       (code.index({codes.view(-1).to(at::kLong)}).view({-1, 64}) * plain.state.absmax.unsqueeze(1))
           .view({48, 64})
           .to(at::kDouble);
-  EXPECT_TRUE(is_near(gemv(x, plain.packed, {48, 64}, plain.state.absmax, code, 64),
+  EXPECT_TRUE(is_near(gemv.call(x, plain.packed, {48, 64}, plain.state.absmax, code, 64),
                       linear_f64(x, w), kMatmul));
   at::Tensor out = at::full({1, 1, 48}, NAN);
-  gemv_out(x, plain.packed, {48, 64}, plain.state.absmax, code, 64, out);
-  EXPECT_TRUE(same_bytes(out, gemv(x, plain.packed, {48, 64}, plain.state.absmax, code, 64)));
+  gemv_out.call(x, plain.packed, {48, 64}, plain.state.absmax, code, 64, out);
+  EXPECT_TRUE(same_bytes(out, gemv.call(x, plain.packed, {48, 64}, plain.state.absmax, code, 64)));
 }
 
 TEST_F(Linear4bitTest, EmbeddingGathersDequantizedRows) {
