@@ -14,13 +14,14 @@ namespace {
 // Anything but a plain CPU tensor outside of tracing, functional transforms and modes needs the
 // dispatcher.
 bool is_plain(const at::Tensor& tensor) {
-  static constexpr c10::DispatchKeySet kHarmless =
+  constexpr c10::DispatchKeySet kHarmless =
       c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
                            c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::BackendSelect}) |
       c10::autocast_dispatch_keyset;
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   const c10::DispatchKeySet keys = (tensor.key_set() | local.included_) - local.excluded_;
-  return tensor.is_cpu() && (keys - kHarmless).empty();
+  // A difference of key sets keeps the backends, which is_cpu() has answered.
+  return tensor.is_cpu() && ((keys - kHarmless).raw_repr() & ~c10::full_backend_mask) == 0;
 }
 
 bool needs_graph(const at::Tensor& input, const at::Tensor& bias) {

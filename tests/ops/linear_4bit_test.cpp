@@ -1,5 +1,6 @@
 // linear_4bit, linear_4bit_backward_input, gemm_4bit, gemv_4bit, embedding_4bit: golden outputs,
 // float64 truth, gradients, layouts.
+#include <ATen/record_function.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -238,6 +239,39 @@ TEST_F(Linear4bitTest, DirectCallsAndTheDispatcherGiveTheSameBits) {
                          ops::dispatch::embedding_4bit(ids, p.weight, at::kHalf)));
   EXPECT_TRUE(
       same_bytes(ops::dequantize_4bit(p.weight, at::kFloat), dequantize_4bit(p.packed, p.state)));
+}
+
+// Operators that run between construction and count(), nested ones included.
+class DispatchCounter {
+ public:
+  DispatchCounter() : handle_(at::addThreadLocalCallback(at::RecordFunctionCallback(&counted))) {
+    calls_ = 0;
+  }
+  ~DispatchCounter() { at::removeCallback(handle_); }
+  static int count() { return calls_; }
+
+ private:
+  static std::unique_ptr<at::ObserverContext> counted(const at::RecordFunction&) {
+    ++calls_;
+    return nullptr;
+  }
+  static inline thread_local int calls_ = 0;
+  at::CallbackHandle handle_;
+};
+
+TEST_F(Linear4bitTest, AStepWithoutGradientsNeverEntersTheDispatcher) {
+  const Problem p = problem(64, 128, true);
+  const at::Tensor x = normal({1, 1, 128}, at::kBFloat16), bias = normal({64}, at::kBFloat16);
+  const at::Tensor leaf = x.clone().requires_grad_();
+  const auto [q, stats, outliers] = int8_vectorwise_quant(normal({64, 128}));
+  const auto eight = ops::Weight8bit::make(q, stats);
+  const DispatchCounter counter;
+  ops::linear_4bit(x, p.weight, bias);
+  ops::linear_8bit_weight_only(x, eight, bias);
+  ops::linear_8bit(x, eight, bias);
+  EXPECT_EQ(counter.count(), 0);
+  ops::linear_4bit(leaf, p.weight, bias);
+  EXPECT_GT(counter.count(), 0);
 }
 
 TEST_F(Linear4bitTest, ThreadsDoNotChangeTheResult) {
