@@ -72,8 +72,8 @@ void check_dtype(const char* op, const char* argument, const at::Tensor& tensor,
 }
 
 void check_numel(const char* op, const char* argument, const at::Tensor& tensor, int64_t numel) {
-  LOWBIT_CHECK(tensor.numel() == numel, op, argument, c10::str(numel, " elements long"),
-               c10::str("shape ", tensor.sizes()));
+  LOWBIT_CHECK(tensor.sym_numel() == numel, op, argument, c10::str(numel, " elements long"),
+               c10::str("shape ", tensor.sym_sizes()));
 }
 
 void check_device(const char* op, const char* argument, const at::Tensor& tensor,

@@ -204,7 +204,8 @@ at::Tensor linear_int8(const char* op, const char* input_name, const at::Tensor&
                        const at::Tensor& CB, const at::Tensor& bias, bool transposed) {
   check_dtype(op, "CB", CB, at::kChar);
   check_rank(op, "CB", CB, 2);
-  const int64_t width = CB.size(transposed ? 0 : 1), result = CB.size(transposed ? 1 : 0);
+  const c10::SymInt width = CB.sym_size(transposed ? 0 : 1);
+  const c10::SymInt result = CB.sym_size(transposed ? 1 : 0);
   check_activations(op, input_name, input, width, CB.device());
   check_bias(op, bias, result, CB.device());
   return empty(with_last(input.sym_sizes(), result), input, input.scalar_type());

@@ -9,7 +9,7 @@ namespace lowbit::ops {
 
 /// `input`: [..., width], a float dtype, on the weight's device.
 inline void check_activations(const char* op, const char* argument, const at::Tensor& input,
-                              int64_t width, at::Device device) {
+                              const c10::SymInt& width, at::Device device) {
   check_float(op, argument, input);
   check_device(op, argument, input, device);
   LOWBIT_CHECK(input.dim() >= 1, op, argument, c10::str("[..., ", width, "]"), "a 0-dim tensor");
@@ -18,12 +18,13 @@ inline void check_activations(const char* op, const char* argument, const at::Te
 }
 
 /// `bias`: undefined, or [length], any float dtype.
-inline void check_bias(const char* op, const at::Tensor& bias, int64_t length, at::Device device) {
+inline void check_bias(const char* op, const at::Tensor& bias, const c10::SymInt& length,
+                       at::Device device) {
   if (!bias.defined()) return;
   check_float(op, "bias", bias);
   check_device(op, "bias", bias, device);
-  LOWBIT_CHECK(bias.dim() == 1 && bias.size(0) == length, op, "bias", c10::str("[", length, "]"),
-               c10::str("shape ", bias.sizes()));
+  LOWBIT_CHECK(bias.dim() == 1 && bias.sym_size(0) == length, op, "bias",
+               c10::str("[", length, "]"), c10::str("shape ", bias.sym_sizes()));
 }
 
 /// `ids`: int64 or int32, any shape, on the table's device.
