@@ -13,6 +13,9 @@ namespace lowbit::ops::cpu {
 at::Tensor linear_4bit(const char* op, const char* argument, const at::Tensor& input,
                        const Weight4bit& weight, const at::Tensor& bias,
                        const float* code = nullptr);
+/// One output per weight.
+void linear_4bit_group(const at::Tensor& input, c10::ArrayRef<const Weight4bit*> weights,
+                       c10::ArrayRef<at::Tensor> biases, at::Tensor* outputs);
 at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const Weight4bit& weight);
 at::Tensor embedding_4bit(const at::Tensor& ids, const Weight4bit& table, at::ScalarType dtype);
 at::Tensor dequantize_4bit(const Weight4bit& weight, at::ScalarType dtype);

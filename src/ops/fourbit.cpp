@@ -15,6 +15,51 @@ namespace {
 
 using kernels::Matmul4bitParams;
 
+Matmul4bitParams matmul_params(const Rows& rows, at::ScalarType dtype, const Weight4bit& w) {
+  return {.input = rows.data,
+          .input_stride = rows.stride,
+          .dtype = kernel_dtype(dtype),
+          .m = rows.count,
+          .n = w.rows,
+          .k = w.cols,
+          .packed = packed_bytes(w),
+          .scales = block_scales(w),
+          .blocksize = w.blocksize,
+          .quant_type = kernel_type(w.quant_type)};
+}
+
+/// A matmul with its output, and the bias that it reads.
+struct Product {
+  Matmul4bitParams params;
+  at::Tensor output, bias;
+};
+
+Product make_product(const char* op, const at::Tensor& input, const Rows& rows, const Weight4bit& w,
+                     const at::Tensor& bias) {
+  check_bias(op, bias, w.rows, w.packed.device());
+  Product product{matmul_params(rows, input.scalar_type(), w),
+                  empty_cpu(with_last(input.sizes(), w.rows), input.scalar_type()),
+                  bias.defined() ? bias.contiguous() : bias};
+  product.params.output = product.output.mutable_data_ptr();
+  if (bias.defined()) {
+    product.params.bias = product.bias.const_data_ptr();
+    product.params.bias_dtype = kernel_dtype(bias.scalar_type());
+  }
+  return product;
+}
+
+void run(const char* op, Matmul4bitParams params) {
+  const kernels::Matmul4bitPlan plan = kernels::cpu::plan_matmul_4bit(params);
+  const Workspace workspace(plan.workspace_bytes);
+  params.workspace = workspace.data();
+  for_units(op, plan.prepare_units, plan.prepare_grain, [&](int64_t begin, int64_t end) {
+    return kernels::cpu::matmul_4bit_prepare(plan, params, begin, end);
+  });
+  for_units(op, plan.units, plan.grain, [&](int64_t begin, int64_t end) {
+    return kernels::cpu::matmul_4bit(plan, params, begin, end);
+  });
+}
+
 void dequantize_into(const char* op, const Weight4bit& w, const at::Tensor& output) {
   const kernels::Dequantize4bitParams params{.packed = packed_bytes(w),
                                              .scales = block_scales(w),
@@ -29,47 +74,50 @@ void dequantize_into(const char* op, const Weight4bit& w, const at::Tensor& outp
             });
 }
 
-Matmul4bitParams matmul_params(const Rows& rows, at::ScalarType dtype, const Weight4bit& w) {
-  return {.input = rows.data,
-          .input_stride = rows.stride,
-          .dtype = kernel_dtype(dtype),
-          .m = rows.count,
-          .n = w.rows,
-          .k = w.cols,
-          .packed = packed_bytes(w),
-          .scales = block_scales(w),
-          .blocksize = w.blocksize,
-          .quant_type = kernel_type(w.quant_type)};
-}
-
 }  // namespace
 
 at::Tensor linear_4bit(const char* op, const char* argument, const at::Tensor& input,
                        const Weight4bit& w, const at::Tensor& bias, const float* code) {
   check_activations(op, argument, input, w.cols, w.packed.device());
-  check_bias(op, bias, w.rows, w.packed.device());
   const Rows rows = as_rows(input, w.cols);
-  at::Tensor output = empty_cpu(with_last(input.sizes(), w.rows), input.scalar_type());
-  if (output.numel() == 0) return output;
-  const at::Tensor dense_bias = bias.defined() ? bias.contiguous() : bias;
+  Product product = make_product(op, input, rows, w, bias);
+  product.params.code = code;
+  if (product.output.numel() > 0) run(op, product.params);
+  return product.output;
+}
 
-  Matmul4bitParams params = matmul_params(rows, input.scalar_type(), w);
-  params.code = code;
-  params.output = output.mutable_data_ptr();
-  if (bias.defined()) {
-    params.bias = dense_bias.const_data_ptr();
-    params.bias_dtype = kernel_dtype(bias.scalar_type());
+void linear_4bit_group(const at::Tensor& input, c10::ArrayRef<const Weight4bit*> weights,
+                       c10::ArrayRef<at::Tensor> biases, at::Tensor* outputs) {
+  constexpr const char* kOp = "lowbit::linear_4bit";
+  c10::SmallVector<at::Tensor, 4> dense_biases;
+  c10::SmallVector<Matmul4bitParams, 4> params;
+  Rows rows;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    check_activations(kOp, "input", input, weights[i]->cols, weights[i]->packed.device());
+    if (i == 0) rows = as_rows(input, weights[i]->cols);
+    Product product = make_product(kOp, input, rows, *weights[i], biases[i]);
+    outputs[i] = product.output;
+    dense_biases.push_back(product.bias);
+    params.push_back(product.params);
   }
-  const kernels::Matmul4bitPlan plan = kernels::cpu::plan_matmul_4bit(params);
+  if (params.empty() || rows.count == 0) return;
+  const auto count = static_cast<int32_t>(params.size());
+  // Members that are copies of a strided input would differ in their pointer; they are the same
+  // rows.
+  for (Matmul4bitParams& p : params) p.input = rows.data;
+  const kernels::Matmul4bitPlan plan = kernels::cpu::plan_matmul_4bit_group(params.data(), count);
+  if (plan.units == 0) {
+    for (const Matmul4bitParams& p : params) run(kOp, p);
+    return;
+  }
   const Workspace workspace(plan.workspace_bytes);
-  params.workspace = workspace.data();
-  for_units(op, plan.prepare_units, plan.prepare_grain, [&](int64_t begin, int64_t end) {
-    return kernels::cpu::matmul_4bit_prepare(plan, params, begin, end);
+  for (Matmul4bitParams& p : params) p.workspace = workspace.data();
+  for_units(kOp, plan.prepare_units, plan.prepare_grain, [&](int64_t begin, int64_t end) {
+    return kernels::cpu::matmul_4bit_prepare(plan, params[0], begin, end);
   });
-  for_units(op, plan.units, plan.grain, [&](int64_t begin, int64_t end) {
-    return kernels::cpu::matmul_4bit(plan, params, begin, end);
+  for_units(kOp, plan.units, plan.grain, [&](int64_t begin, int64_t end) {
+    return kernels::cpu::matmul_4bit_group(plan, params.data(), count, begin, end);
   });
-  return output;
 }
 
 at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const Weight4bit& w) {

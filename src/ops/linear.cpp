@@ -4,7 +4,10 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
+
 #include "lowbit/kernels/types.h"
+#include "ops/check.h"
 #include "ops/cpu.h"
 #include "ops/dispatch.h"
 
@@ -41,6 +44,24 @@ at::Tensor linear_4bit(const at::Tensor& input, const Weight4bit& weight, const 
     return cpu::linear_4bit("lowbit::linear_4bit", "input", input, weight, bias);
   }
   return dispatch::linear_4bit(input, weight, bias);
+}
+
+c10::SmallVector<at::Tensor, 4> linear_4bit_group(const at::Tensor& input,
+                                                  c10::ArrayRef<const Weight4bit*> weights,
+                                                  c10::ArrayRef<at::Tensor> biases) {
+  LOWBIT_CHECK(biases.size() == weights.size(), "lowbit::linear_4bit_group", "biases",
+               c10::str(weights.size(), " tensors"), biases.size());
+  c10::SmallVector<at::Tensor, 4> outputs(weights.size());
+  const bool direct = std::all_of(biases.begin(), biases.end(),
+                                  [&](const at::Tensor& bias) { return is_direct(input, bias); });
+  if (direct) {
+    cpu::linear_4bit_group(input, weights, biases, outputs.data());
+    return outputs;
+  }
+  for (size_t i = 0; i < weights.size(); ++i) {
+    outputs[i] = dispatch::linear_4bit(input, *weights[i], biases[i]);
+  }
+  return outputs;
 }
 
 at::Tensor linear_8bit(const at::Tensor& input, const Weight8bit& weight, const at::Tensor& bias,

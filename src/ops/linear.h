@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 
 #include <cstdint>
 #include <optional>
@@ -39,6 +40,12 @@ struct Weight8bit {
 /// kernels and nothing else.
 at::Tensor linear_4bit(const at::Tensor& input, const Weight4bit& weight,
                        const at::Tensor& bias = {});
+/// Several weights of the same width over one input (query, key and value; gate and up): the input
+/// is prepared once and threads fork once. biases: one per weight, undefined where there is none.
+/// Differentiable like linear_4bit.
+c10::SmallVector<at::Tensor, 4> linear_4bit_group(const at::Tensor& input,
+                                                  c10::ArrayRef<const Weight4bit*> weights,
+                                                  c10::ArrayRef<at::Tensor> biases);
 /// LLM.int8(): activations quantized by rows, outliers of at least `threshold` kept in floating
 /// point.
 at::Tensor linear_8bit(const at::Tensor& input, const Weight8bit& weight,

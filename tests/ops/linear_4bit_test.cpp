@@ -286,6 +286,30 @@ TEST_F(Linear4bitTest, ThreadsDoNotChangeTheResult) {
   at::set_num_threads(threads);
 }
 
+TEST_F(Linear4bitTest, AGroupIsItsMembers) {
+  for (const auto& [name, dtype] : kDtypes) {
+    for (const int64_t m : {0, 1, 3, 20}) {
+      const Problem a = problem(64, 128, true), b = problem(32, 128, true),
+                    c = problem(7, 128, false, QuantType::kFP4, 256);
+      const at::Tensor bias = normal({64}, dtype);
+      for (const at::Tensor& x : {normal({m, 128}, dtype), normal({128, m}, dtype).t()}) {
+        const auto group = ops::linear_4bit_group(x, {&a.weight, &b.weight, &c.weight},
+                                                  {bias, at::Tensor(), at::Tensor()});
+        ASSERT_EQ(group.size(), 3u);
+        EXPECT_TRUE(same_bytes(group[0], ops::linear_4bit(x, a.weight, bias))) << name << m;
+        EXPECT_TRUE(same_bytes(group[1], ops::linear_4bit(x, b.weight))) << name << m;
+        EXPECT_TRUE(same_bytes(group[2], ops::linear_4bit(x, c.weight))) << name << m;
+      }
+    }
+  }
+  const Problem a = problem(16, 64), b = problem(8, 64);
+  const at::Tensor x = normal({2, 64}).requires_grad_();
+  const auto group =
+      ops::linear_4bit_group(x, {&a.weight, &b.weight}, {at::Tensor(), at::Tensor()});
+  (group[0].sum() + group[1].sum()).backward();
+  EXPECT_TRUE(is_near(x.grad()[0], a.truth.sum(0) + b.truth.sum(0), kMatmul));
+}
+
 TEST_F(Linear4bitTest, GemmAndGemvOpsOfTheEcosystem) {
   const auto gemm =
       c10::Dispatcher::singleton()
