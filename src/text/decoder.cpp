@@ -162,6 +162,23 @@ std::string Decoder::transform(const Stage& stage, std::string_view token) {
   }
 }
 
+std::string Decoder::bytes(std::string_view token) const {
+  std::string text(token);
+  for (const Stage& stage : stages_) {
+    if (stage.kind == Kind::kByteLevel) {
+      std::string bytes;
+      if (to_bytes(text, bytes)) text = std::move(bytes);
+    } else if (stage.kind == Kind::kByteFallback) {
+      if (const int byte = fallback_byte(text); byte >= 0) text.assign(1, static_cast<char>(byte));
+    } else if (stage.kind == Kind::kReplace) {
+      text = transform(stage, text);
+    } else if (stage.kind == Kind::kMetaspace) {
+      text = replace_all(text, stage.content, " ");
+    }
+  }
+  return text;
+}
+
 void Decoder::Run::feed(size_t index, std::string_view token, std::string& out) {
   if (index == states_.size()) {
     out.append(token);

@@ -19,6 +19,9 @@ class Decoder {
   /// any other kind. `tokens`: every token of the vocabulary (it decides what can be streamed).
   static Decoder from_json(const std::optional<Json>& json, const std::vector<std::string>& tokens);
 
+  /// The bytes of one token by itself: characters may be spread over tokens.
+  std::string bytes(std::string_view token) const;
+
   /// One decoding. The pieces that push() and finish() append make up what decoding all tokens at
   /// once gives; each is valid UTF-8. A stage holds back what later tokens may still change.
   class Run {

@@ -78,6 +78,7 @@ std::string Tokenizer::decode(const std::vector<int64_t>& ids, bool skip_special
 }
 
 const std::string& Tokenizer::token(int64_t id) const { return impl_->piece_or_throw(id); }
+std::string Tokenizer::token_bytes(int64_t id) const { return impl_->decoder.bytes(token(id)); }
 std::optional<int64_t> Tokenizer::token_to_id(std::string_view token) const {
   return impl_->find(token);
 }

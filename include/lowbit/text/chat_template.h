@@ -13,9 +13,11 @@ struct Message {
   std::string content;
 };
 
-/// The prompt text of a conversation. ChatML-style templates are recognized in the model's Jinja
-/// source (including SmolLM2's default system message); a template of another kind is a FormatError
-/// that says so.
+/// The prompt text of a conversation, by the model's own chat template: ChatML (SmolLM2, Qwen),
+/// Llama, Mistral, Zephyr and others that keep to the usual part of Jinja. Encode it with
+/// add_special_tokens = false: the template writes them. Throws FormatError when the tokenizer has
+/// no template, the template uses what is not supported (the message names it), or it refuses the
+/// conversation (raise_exception).
 std::string apply_chat_template(const Tokenizer& tokenizer, const std::vector<Message>& messages,
                                 bool add_generation_prompt = true);
 

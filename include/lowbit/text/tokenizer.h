@@ -44,6 +44,9 @@ class Tokenizer {
   std::string decode(const std::vector<int64_t>& ids, bool skip_special_tokens = false) const;
   /// The piece of one id as the vocabulary writes it. Unknown ids throw std::out_of_range.
   const std::string& token(int64_t id) const;
+  /// The bytes that one id stands for. A character may be spread over ids: only bytes in a row are
+  /// UTF-8.
+  std::string token_bytes(int64_t id) const;
   std::optional<int64_t> token_to_id(std::string_view token) const;
 
   /// One more than the largest id.
