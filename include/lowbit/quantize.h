@@ -44,7 +44,7 @@ class QuantizationConfig {
 
   QuantScheme scheme() const noexcept { return scheme_; }
 
-  using Filter = std::function<bool(const std::string& module_path, const at::Tensor& weight)>;
+  using Filter = std::function<bool(const std::string& layer, const at::Tensor& weight)>;
   using Override = std::pair<std::string, QuantizationConfig>;
 
   /// int8: outliers from here on.
@@ -61,7 +61,8 @@ class QuantizationConfig {
   TORCH_ARG(std::vector<std::string>, skip) = {};
   /// When not empty: patterns of the only module paths that are quantized.
   TORCH_ARG(std::vector<std::string>, only) = {};
-  /// When set: asked last; false leaves the weight alone.
+  /// When set: asked last, with the path of the layer (of an expert stack: of the parameter); false
+  /// leaves the weight alone.
   TORCH_ARG(Filter, filter) = nullptr;
   /// Also quantize the tables of embeddings.
   TORCH_ARG(bool, quantize_embeddings) = false;
@@ -98,12 +99,12 @@ struct QuantizationReport {
   struct Layer {
     std::string name;  ///< path of the parameter; "weight" of the root is just that
     std::vector<int64_t> shape;
-    at::ScalarType dtype;           ///< of the weight
-    std::string scheme;             ///< "nf4, blocksize 64, double quant"
-    int64_t bytes_before = 0;       ///< a tied weight counts once
-    int64_t bytes_after = 0;        ///< codes and statistics
-    double relative_error = 0.0;    ///< |dequantized - weight| / |weight|; NaN in a dry run
-    std::vector<std::string> tied;  ///< other paths of the same weight
+    at::ScalarType dtype;                ///< of the weight
+    std::string scheme;                  ///< "nf4, blocksize 64, double quant"
+    int64_t bytes_before = 0;            ///< a tied weight counts once
+    int64_t bytes_after = 0;             ///< codes and statistics
+    double relative_error = 0.0;         ///< |dequantized - weight| / |weight|; NaN in a dry run
+    std::vector<std::string> tied = {};  ///< other paths of the same weight
   };
   /// A parameter that stays as it was.
   struct LeftAlone {
