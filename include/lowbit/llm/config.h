@@ -54,7 +54,9 @@ struct FromPretrainedOptions {
   /// Limits per device, e.g. {{"cpu", "30GiB"}}: bytes with an optional KB, MB, GB, KiB, MiB or
   /// GiB. A model that does not fit is an error before anything is loaded.
   std::map<std::string, std::string> max_memory = {};
-  /// Of everything that is not quantized; unset: the checkpoint's (a GGUF file: float32).
+  /// Of everything that is not quantized; unset: the checkpoint's (a GGUF file: float32). Given as
+  /// float32 it also asks for float32 arithmetic in 4-bit layers, whatever their compute dtype
+  /// says.
   std::optional<c10::ScalarType> dtype = std::nullopt;
   /// Elements that share one scale when quantizing to 4 bits.
   int64_t blocksize = 64;

@@ -4,19 +4,22 @@
 // quantized.
 #pragma once
 
-#include <torch/nn/cloneable.h>
 #include <torch/nn/module.h>
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 
+#include <optional>
+#include <vector>
+
 #include "lowbit/io/hf_config.h"
 #include "lowbit/llm/kv_cache.h"
 
 namespace lowbit::llm {
 
-/// Rotary tables of one forward: cos and sin, float32 [tokens, head_dim].
+/// Rotary tables of one forward: cos and sin [tokens, head_dim], computed in float32, in the
+/// activations' dtype.
 struct Rotary {
   at::Tensor cos, sin;
 };
@@ -74,40 +77,38 @@ class LlamaModelImpl : public torch::nn::Module {
   torch::nn::ModuleList layers;
   LlamaRMSNorm norm{nullptr};
   LlamaDecoderLayerImpl& layer(int64_t index);
-  /// Kept in float32 whatever dtype the module is moved to: [head_dim / 2].
-  const at::Tensor& inv_freq() const noexcept { return inv_freq_; }
+  /// [head_dim / 2]. Not a buffer: it stays float32 whatever dtype the module is moved to.
+  const std::vector<float>& inv_freq() const noexcept { return inv_freq_; }
 
  private:
-  at::Tensor inv_freq_;
+  std::vector<float> inv_freq_;
 };
 TORCH_MODULE(LlamaModel);
 
-/// Weights are undefined-sized placeholders until a loader sets them (see set_parameter): making
-/// the module costs no memory.
+/// The whole model. A new one holds placeholders of one element in place of its weights, so making
+/// it costs no memory; a loader puts the weights in. With tied embeddings there is no lm_head: the
+/// head multiplies with the embedding.
 class LlamaForCausalLMImpl : public torch::nn::Module {
  public:
-  /// Throws c10::Error for an activation or rope type that this family does not have.
+  /// Throws c10::Error for a model, activation or rope type that this family does not have.
   explicit LlamaForCausalLMImpl(io::ModelConfig config);
-  /// Logits [batch, tokens, vocab] through torch's ops; differentiable. ids [batch, tokens] int64.
+  /// Logits [batch, tokens, vocab] through torch's ops, differentiable; ids [batch, tokens] int64.
+  /// With a cache, ids continue the tokens in it, and it grows by them.
   at::Tensor forward(const at::Tensor& ids, KVCache* cache = nullptr);
-  /// The head alone: logits of hidden states.
-  at::Tensor head(const at::Tensor& hidden);
-  /// Registers the tied head again, after the embedding's weight was replaced.
-  void tie_weights();
-  /// A KV cache that fits.
-  KVCache new_cache(int64_t batch, int64_t context) const;
+  /// The head's weight [vocab, hidden]: lm_head's, or the embedding's.
+  const at::Tensor& head_weight() const;
   const io::ModelConfig& config() const noexcept { return config_; }
+  /// Notes how the weights are quantized now; config() and saved files say it.
+  void set_quantization(std::optional<io::QuantizationConfigJson> quantization) {
+    config_.quantization = std::move(quantization);
+  }
 
   LlamaModel model{nullptr};
-  torch::nn::Linear lm_head{nullptr};
+  torch::nn::Linear lm_head{nullptr};  ///< null when tied
 
  private:
   io::ModelConfig config_;
 };
 TORCH_MODULE(LlamaForCausalLM);
-
-/// Inverse frequencies of the rotary embedding, float32 [head_dim / 2], with the scaling of the
-/// config (default, linear, llama3). Throws c10::Error for another type.
-at::Tensor rope_inv_freq(const io::ModelConfig& config);
 
 }  // namespace lowbit::llm

@@ -11,10 +11,10 @@ namespace lowbit::llm {
 
 struct MemoryReport {
   struct Device {
-    std::string device;  ///< "cpu", "cuda:0"
+    std::string device = {};  ///< "cpu", "cuda:0"
     /// Bytes by scheme: "nf4", "nf4 (double quant)", "fp4", "int8", "bfloat16", ... Statistics
     /// count with their weights.
-    std::map<std::string, int64_t> weights;
+    std::map<std::string, int64_t> weights = {};
     int64_t kv_cache = 0;  ///< bytes of the cache of `context` tokens
     int64_t free = 0;      ///< bytes available on the device now
     int64_t total = 0;     ///< bytes of the device

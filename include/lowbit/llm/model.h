@@ -25,8 +25,9 @@ class CausalLM {
  public:
   CausalLM() = default;
   /// `source`: the directory or GGUF file the weights came from (its tokenizer is saved with the
-  /// model); may be empty.
-  explicit CausalLM(LlamaForCausalLM module, std::string source = "");
+  /// model); may be empty. `exact`: 4-bit products on the CPU keep float32 activations even where
+  /// the quantization config allows 16-bit ones.
+  explicit CausalLM(LlamaForCausalLM module, std::string source = "", bool exact = false);
 
   const io::ModelConfig& config() const;
   const io::GenerationConfigJson& generation_defaults() const;
@@ -36,6 +37,8 @@ class CausalLM {
   LlamaForCausalLM module() const;
   /// Dtype of the logits and of everything that is not quantized.
   at::ScalarType dtype() const;
+  /// The directory or GGUF file the weights came from; may be empty.
+  const std::string& source() const;
   at::Device device() const;
   std::map<std::string, std::string> device_map() const;
 
@@ -45,7 +48,7 @@ class CausalLM {
   /// and past the context.
   at::Tensor forward(const at::Tensor& ids, KVCache* cache = nullptr) const;
   /// Logits [tokens, vocab] in float32, without gradients.
-  at::Tensor logits(const std::vector<int64_t>& ids) const;
+  at::Tensor logits(const std::vector<int64_t>& ids, KVCache* cache = nullptr) const;
   /// Logits [vocab] in float32 after the last of `ids`, which continue the cache.
   at::Tensor next_logits(const std::vector<int64_t>& ids, KVCache& cache) const;
   /// An empty cache that may grow to `context` tokens (0: the model's).
@@ -74,6 +77,7 @@ class CausalLM {
   struct State;
   std::shared_ptr<State> state_;
   State& state() const;
+  at::Tensor run_fused(const at::Tensor& ids, KVCache& cache, bool last) const;
 };
 
 }  // namespace lowbit::llm

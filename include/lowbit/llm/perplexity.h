@@ -10,11 +10,10 @@
 namespace lowbit::llm {
 
 struct PerplexityOptions {
-  int64_t ctx = 2048;  ///< tokens of a window; at most the model's context
-  int64_t stride =
-      0;  ///< tokens between windows, in [1, ctx]; 0 means ctx. Each token is scored once.
+  int64_t ctx = 2048;      ///< tokens of a window; at most the model's context
+  int64_t stride = 0;      ///< tokens between windows, in [1, ctx]; 0 means ctx
   int64_t max_tokens = 0;  ///< use only the first tokens of the text; 0 means all
-  std::function<void(int64_t done, int64_t total)> progress = nullptr;  ///< tokens scored
+  std::function<void(int64_t done, int64_t total)> progress = nullptr;  ///< tokens read
 };
 
 struct PerplexityResult {
@@ -24,9 +23,10 @@ struct PerplexityResult {
   double seconds = 0;
 };
 
-/// Windows start at 0, stride, 2 * stride, ...; a window scores the tokens that no earlier one has
-/// scored, given the tokens before them in the window. Needs at least 2 ids. Logits are summed up
-/// in float32, log-probabilities in double.
+/// Windows start at 0, stride, 2 * stride, ... and end with the text; a window scores the tokens
+/// that no earlier one holds, each given the tokens before it in the window (its own first token
+/// has none and is not scored). This is the usual sliding-window recipe of the Transformers guide.
+/// Needs at least 2 ids. Log-probabilities are summed in double.
 PerplexityResult perplexity(CausalLM& model, const std::vector<int64_t>& ids,
                             const PerplexityOptions& options = {});
 
