@@ -1,0 +1,22 @@
+// Every command of the tool. Each adds its subcommand, options and work to the application; errors
+// are exceptions.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace lowbit::cli {
+
+void add_quantize(CLI::App& app);
+void add_dequantize(CLI::App& app);
+void add_run(CLI::App& app);
+void add_ppl(CLI::App& app);
+void add_logits(CLI::App& app);
+void add_tokenize(CLI::App& app);
+void add_inspect(CLI::App& app);
+void add_bench(CLI::App& app);
+void add_doctor(CLI::App& app);
+
+/// `bench generate`, in a file of its own.
+void add_bench_generate(CLI::App& bench);
+
+}  // namespace lowbit::cli
