@@ -34,8 +34,8 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
   file->size_ = static_cast<size_t>(info.st_size);
   if (file->size_ > 0) {
     // Private and writable: a tensor over the mapping may be changed in memory; the file is not.
-    void* address = ::mmap(nullptr, file->size_, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    void* address =
+        ::mmap(nullptr, file->size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
     error = address == MAP_FAILED ? errno : 0;
     if (error == 0) file->data_ = static_cast<const std::byte*>(address);
   }

@@ -5,8 +5,8 @@
 #include <torch/torch.h>
 
 #include <filesystem>
-#include <random>
 #include <map>
+#include <random>
 #include <string>
 
 #include "llm/slots.h"

@@ -1,4 +1,5 @@
-// Block-wise 8-bit quantization through a 256-entry map (dynamic, linear, fp8, normal or any other ascending map).
+// Block-wise 8-bit quantization through a 256-entry map (dynamic, linear, fp8, normal or any other
+// ascending map).
 #pragma once
 
 #include <cstdint>
@@ -7,9 +8,9 @@
 
 namespace lowbit::kernels {
 
-/// codes[i] = index of the map entry nearest to input[i] * (1 / absmax), ties to the even index; NaN has index 0, a
-/// block of zeros the index of 0. absmax: as in Quantize4bitParams. code: [256] ascending, repeated values allowed.
-/// blocksize: any positive number.
+/// codes[i] = index of the map entry nearest to input[i] * (1 / absmax), ties to the even index;
+/// NaN has index 0, a block of zeros the index of 0. absmax: as in Quantize4bitParams. code: [256]
+/// ascending, repeated values allowed. blocksize: any positive number.
 struct QuantizeBlockwiseParams {
   const void* input = nullptr;  ///< [numel], contiguous
   DType input_dtype = DType::kFloat32;
@@ -33,16 +34,20 @@ struct DequantizeBlockwiseParams {
 
 namespace ref {
 /// Unit: block.
-Status quantize_blockwise(const QuantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
+Status quantize_blockwise(const QuantizeBlockwiseParams& params, int64_t begin,
+                          int64_t end) noexcept;
 /// Unit: block.
-Status dequantize_blockwise(const DequantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
+Status dequantize_blockwise(const DequantizeBlockwiseParams& params, int64_t begin,
+                            int64_t end) noexcept;
 }  // namespace ref
 
 namespace cpu {
 /// Unit: block.
-Status quantize_blockwise(const QuantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
+Status quantize_blockwise(const QuantizeBlockwiseParams& params, int64_t begin,
+                          int64_t end) noexcept;
 /// Unit: block.
-Status dequantize_blockwise(const DequantizeBlockwiseParams& params, int64_t begin, int64_t end) noexcept;
+Status dequantize_blockwise(const DequantizeBlockwiseParams& params, int64_t begin,
+                            int64_t end) noexcept;
 }  // namespace cpu
 
 /// The CUDA entries, in builds with CUDA; see fourbit.h.

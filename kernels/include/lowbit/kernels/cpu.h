@@ -1,4 +1,5 @@
-// Which CPU kernels run. The choice is process-wide and made by the caller: kernels read no environment.
+// Which CPU kernels run. The choice is process-wide and made by the caller: kernels read no
+// environment.
 #pragma once
 
 #include <cstdint>

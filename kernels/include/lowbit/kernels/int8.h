@@ -132,8 +132,8 @@ Status embedding_int8(const EmbeddingInt8Params& params, int64_t begin, int64_t 
 Status linear_int8(const LinearInt8Params& params, int64_t begin, int64_t end) noexcept;
 }  // namespace cpu
 
-/// The CUDA entries, in builds with CUDA; see fourbit.h. zero_outlier_columns reads the flags on the device, so that the
-/// pair is capturable whatever the data.
+/// The CUDA entries, in builds with CUDA; see fourbit.h. zero_outlier_columns reads the flags on
+/// the device, so that the pair is capturable whatever the data.
 namespace cuda {
 Status quantize_rowwise(const QuantizeRowwiseParams& params, Stream stream) noexcept;
 Status zero_outlier_columns(const QuantizeRowwiseParams& params, Stream stream) noexcept;
