@@ -137,6 +137,26 @@ inline Status check(const DequantizeMatmulParams& p) noexcept {
   return ok_status();
 }
 
+inline Status check(const CompactColumnsParams& p) noexcept {
+  if (p.cols < 0) return invalid_argument("cols < 0");
+  if (p.cols > INT32_MAX) return unsupported("more than 2^31 - 1 columns");
+  if (p.count == nullptr || (p.cols > 0 && (p.flags == nullptr || p.columns == nullptr))) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
+inline Status check(const DequantizeMixedParams& p) noexcept {
+  if (const Status status = check(p.matmul); !status.ok()) return status;
+  if (p.k < 0) return invalid_argument("k < 0");
+  if (p.matmul.rows > 0 && p.matmul.cols > 0 &&
+      (p.columns == nullptr || p.count == nullptr ||
+       (p.k > 0 && (p.input == nullptr || p.q == nullptr)))) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
 inline Status check(const EmbeddingInt8Params& p) noexcept {
   if (p.count < 0 || p.rows < 0 || p.dim < 0) return invalid_argument("count, rows or dim < 0");
   if (p.count > 0 && p.dim > 0 &&

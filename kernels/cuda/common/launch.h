@@ -14,6 +14,11 @@ inline cudaStream_t native(Stream stream) noexcept {
   return static_cast<cudaStream_t>(stream.handle);
 }
 
+inline Status status_of(cudaError_t error) noexcept {
+  if (error == cudaSuccess) return ok_status();
+  return {StatusCode::kCudaError, static_cast<int32_t>(error), cudaGetErrorString(error)};
+}
+
 /// Enqueues kernel<<<grid, block, 0, stream>>>(args...). grid is one-dimensional; 0 is an empty
 /// problem.
 template <typename... Parameters, typename... Args>
@@ -24,9 +29,13 @@ Status launch(void (*kernel)(Parameters...), int64_t grid, int block, Stream str
     return unsupported("the problem needs more than 2^31 - 1 thread blocks");
   }
   kernel<<<static_cast<unsigned>(grid), block, 0, native(stream)>>>(args...);
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return ok_status();
-  return {StatusCode::kCudaError, static_cast<int32_t>(error), cudaGetErrorString(error)};
+  return status_of(cudaGetLastError());
+}
+
+/// Zeros on the stream.
+inline Status zero_bytes(void* pointer, int64_t bytes, Stream stream) noexcept {
+  if (bytes == 0) return ok_status();
+  return status_of(cudaMemsetAsync(pointer, 0, static_cast<size_t>(bytes), native(stream)));
 }
 
 /// Multiprocessors of the current device, for persistent grids.

@@ -127,7 +127,8 @@ Status matmul_4bit_backward_input(const Matmul4bitParams& params, int64_t begin,
 
 /// Gathers rows of a 4-bit table [rows, dim]: output[i, :] = W[ids[i], :].
 struct Embedding4bitParams {
-  const int64_t* ids = nullptr;  ///< [count], each in [0, rows): checked by the caller
+  const int64_t* ids = nullptr;  ///< [count]. CPU: each in [0, rows), checked by the caller. CUDA:
+                                 ///< others give a row of NaN.
   int64_t count = 0;
   int64_t rows = 0, dim = 0;
   const uint8_t* packed = nullptr;
