@@ -65,22 +65,24 @@ Matmul4bitCudaPlan plan_small(const Matmul4bitParams& p, const DeviceProperties&
   plan.id = kSmall + variant;
   plan.fused = p.m <= kSmallFused;
   plan.threads = v.warps * 32;
-  // A multiprocessor keeps 1 KB of each block for itself.
-  const int64_t limit = v.blocks == 1 ? device.shared_bytes_per_block
-                                      : (device.shared_bytes_per_block + 1024) / v.blocks - 1024;
   const int64_t tiles = ceil_div(p.n, kSmallRows);
-  // One wave, or as many as the scales and sums of a block's rows need room.
-  for (int64_t grid = std::min<int64_t>(device.multiprocessors, tiles);;
-       grid = std::min<int64_t>(grid * 2, tiles)) {
+  const int64_t wave = std::min<int64_t>(device.multiprocessors, tiles);
+  const auto fits = [&](int64_t grid, int64_t limit) {
     const SmallLayout l = small_layout(v, p.m, p.n, p.k, p.blocksize, p.scales.nested(), grid);
-    if (l.bytes <= limit) {
-      plan.grid_x = static_cast<int32_t>(grid);
-      plan.grid_y = static_cast<int32_t>(ceil_div(p.m, v.tokens));
-      plan.shared_bytes = l.bytes;
-      return plan;
-    }
-    if (grid == tiles) return plan;
+    if (l.bytes > limit) return false;
+    plan.grid_x = static_cast<int32_t>(grid);
+    plan.grid_y = static_cast<int32_t>(ceil_div(p.m, v.tokens));
+    plan.shared_bytes = l.bytes;
+    return true;
+  };
+  // A multiprocessor keeps 1 KB of each block for itself.
+  const int64_t limit = device.shared_bytes_per_block;
+  if (v.blocks > 1 && fits(wave, (limit + 1024) / v.blocks - 1024)) return plan;
+  // One wave, or as many as the scales and sums of a block's rows need room.
+  for (int64_t grid = wave; !fits(grid, limit) && grid < tiles;) {
+    grid = std::min<int64_t>(grid * 2, tiles);
   }
+  return plan;
 }
 
 Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
