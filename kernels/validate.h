@@ -55,6 +55,19 @@ inline Status check(const Matmul4bitParams& p) noexcept {
   return check_scales(p.scales);
 }
 
+/// The backward matmul: input is [m, n], output [m, k].
+inline Status check_backward(const Matmul4bitParams& p) noexcept {
+  if (p.m < 0 || p.n < 0 || p.k < 0) return invalid_argument("m, n or k < 0");
+  if (p.blocksize < 2 || p.blocksize % 2 != 0) {
+    return invalid_argument("blocksize must be even and positive");
+  }
+  if (p.m == 0 || p.k == 0) return ok_status();
+  if (p.output == nullptr) return invalid_argument("null pointer");
+  if (p.n == 0) return ok_status();
+  if (p.input == nullptr || p.packed == nullptr) return invalid_argument("null pointer");
+  return check_scales(p.scales);
+}
+
 inline Status check(const Embedding4bitParams& p) noexcept {
   if (p.count < 0 || p.rows < 0 || p.dim < 0) return invalid_argument("count, rows or dim < 0");
   if (p.blocksize < 2 || p.blocksize % 2 != 0) {
