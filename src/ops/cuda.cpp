@@ -10,7 +10,7 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
-#include <atomic>
+#include <mutex>
 
 namespace lowbit::ops::cuda {
 namespace {
@@ -23,25 +23,41 @@ void check_cuda(const char* op, cudaError_t error) {
                      cudaGetErrorString(error)});
 }
 
-/// Once a device: the tensor cores and instructions that the kernels are written for.
-void check_architecture(const char* op, int device) {
-  static std::array<std::atomic<bool>, 64> known{};
-  const auto slot = static_cast<size_t>(device) % known.size();
-  if (known[slot].load(std::memory_order_relaxed)) return;
-  int major = 0, minor = 0;
-  const cudaError_t error = [&] {
-    const cudaError_t first =
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    return first != cudaSuccess
-               ? first
-               : cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  }();
-  check_cuda(op, error);
-  LOWBIT_CHECK(10 * major + minor >= kOldestArchitecture, op, "device",
+struct Device {
+  std::once_flag once;
+  cudaError_t error = cudaSuccess;
+  kernels::DeviceProperties properties;
+};
+
+Device& device_of(int index) {
+  static std::array<Device, 64> devices;  // more than c10 knows of
+  Device& device = devices.at(static_cast<size_t>(index));
+  std::call_once(device.once, [&] {
+    const auto read = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      const cudaError_t error = cudaDeviceGetAttribute(&value, attribute, index);
+      if (device.error == cudaSuccess) device.error = error;
+      return value;
+    };
+    device.properties = {
+        .compute_capability = 10 * read(cudaDevAttrComputeCapabilityMajor) +
+                              read(cudaDevAttrComputeCapabilityMinor),
+        .multiprocessors = read(cudaDevAttrMultiProcessorCount),
+        .shared_bytes_per_block = read(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+        .l2_bytes = read(cudaDevAttrL2CacheSize)};
+  });
+  return device;
+}
+
+/// The tensor cores and instructions that the kernels are written for.
+void check_architecture(const char* op, int index) {
+  const Device& device = device_of(index);
+  check_cuda(op, device.error);
+  const int capability = device.properties.compute_capability;
+  LOWBIT_CHECK(capability >= kOldestArchitecture, op, "device",
                "a GPU of compute capability 7.5 (Turing) or later",
-               c10::str("cuda:", device, ", which has ", major, ".", minor),
+               c10::str("cuda:", index, ", which has ", capability / 10, ".", capability % 10),
                "Move the tensors to the CPU.");
-  known[slot].store(true, std::memory_order_relaxed);
 }
 
 at::Tensor matrix(const at::Tensor& tensor, int64_t rows, int64_t cols) {
@@ -58,6 +74,10 @@ void refuse_launch(const char* op, const kernels::Status& status) {
               no_code ? " This build has no code for this GPU: build with its architecture in "
                         "LOWBIT_CUDA_ARCHITECTURES."
                       : "");
+}
+
+const kernels::DeviceProperties& properties(at::Device device) {
+  return device_of(device.index()).properties;
 }
 
 Scope::Scope(const char* op, at::Device device) : guard_(device) {

@@ -43,6 +43,9 @@ inline void check_launch(const char* op, const kernels::Status& status) {
   check_status(op, status);
 }
 
+/// What plans ask for; read once a device.
+const kernels::DeviceProperties& properties(at::Device device);
+
 at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype, at::Device device);
 void zero_bytes(const char* op, at::Device device, void* data, int64_t bytes);
 

@@ -24,16 +24,32 @@ at::Tensor dequantized(const char* op, const kernels::Matmul4bitParams& p,
   return weight;
 }
 
-}  // namespace
-
-void linear_4bit(const char* op, const kernels::Matmul4bitParams& params, const Rows& rows,
-                 const at::Tensor& bias, const at::Tensor& output) {
-  linear(rows, dequantized(op, params, output), bias, output);
+at::Tensor workspace_of(const kernels::Matmul4bitCudaPlan& plan, at::Device device) {
+  return plan.workspace_bytes > 0 ? cuda::empty({plan.workspace_bytes}, at::kByte, device)
+                                  : at::Tensor();
 }
 
-void linear_4bit_backward_input(const char* op, const kernels::Matmul4bitParams& params,
-                                const Rows& rows, const at::Tensor& output) {
-  product(rows, dequantized(op, params, output), output);
+}  // namespace
+
+void linear_4bit(const char* op, kernels::Matmul4bitParams params, const Rows& rows,
+                 const at::Tensor& bias, const at::Tensor& output) {
+  const Scope scope(op, output.device());
+  const auto plan = kernels::cuda::plan_matmul_4bit(params, properties(output.device()));
+  if (!plan.fused) return linear(rows, dequantized(op, params, output), bias, output);
+  const at::Tensor workspace = workspace_of(plan, output.device());
+  params.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
+  check_launch(op, kernels::cuda::matmul_4bit(plan, params, scope.stream()));
+}
+
+void linear_4bit_backward_input(const char* op, kernels::Matmul4bitParams params, const Rows& rows,
+                                const at::Tensor& output) {
+  const Scope scope(op, output.device());
+  const auto plan =
+      kernels::cuda::plan_matmul_4bit_backward_input(params, properties(output.device()));
+  if (!plan.fused) return product(rows, dequantized(op, params, output), output);
+  const at::Tensor workspace = workspace_of(plan, output.device());
+  params.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
+  check_launch(op, kernels::cuda::matmul_4bit_backward_input(plan, params, scope.stream()));
 }
 
 }  // namespace lowbit::ops::cuda
