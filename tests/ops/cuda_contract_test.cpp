@@ -11,6 +11,7 @@
 #include <functional>
 
 #include "lowbit/functional.h"
+#include "ops/check.h"
 #include "ops/dispatch.h"
 #include "ops/linear.h"
 #include "support/error.h"
