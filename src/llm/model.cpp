@@ -160,7 +160,7 @@ void CausalLM::dequantize_(std::optional<at::ScalarType> dtype) {
   const at::ScalarType target = dtype.value_or(this->dtype());
   for (const auto& entry : s.module->named_parameters()) {
     if (is_quantized(entry.value())) {
-      set_parameter(*s.module, entry.key(), lowbit::dequantize(entry.value()).to(target));
+      set_parameter(*s.module, entry.key(), lowbit::dequantize(entry.value(), target));
     }
   }
   s.module->set_quantization(std::nullopt);
