@@ -29,7 +29,7 @@ struct Inspect {
   };
 
   void operator()() const {
-    const auto d = llm::inspect(model, load.options());
+    const auto d = llm::inspect(model, load.options(""));
     std::map<std::pair<std::string, std::string>, Sum> schemes;
     int64_t parameters = 0;
     for (const auto& w : d.weights) {
@@ -42,7 +42,6 @@ struct Inspect {
       parameters += n;
     }
     const auto& c = d.config;
-    const std::string device = load.device == "auto" ? "cpu" : load.device;
     if (json) {
       nlohmann::ordered_json list = nlohmann::ordered_json::array();
       for (const auto& w : d.weights) {
@@ -63,7 +62,7 @@ struct Inspect {
                                           {"parameters", parameters},
                                           {"bytes", d.bytes},
                                           {"planned_bytes", d.planned_bytes},
-                                          {"device_map", {{"", device}}},
+                                          {"device_map", {{"", d.device}}},
                                           {"tensors", list}}
                        .dump(2)
                 << '\n';
@@ -88,7 +87,7 @@ struct Inspect {
     }
     table.add({"total", "", std::to_string(d.weights.size()), human_bytes(d.bytes),
                human_bytes(d.planned_bytes)});
-    std::cout << table.text() << "device map: the whole model on " << device << "\n";
+    std::cout << table.text() << "device map: the whole model on " << d.device << "\n";
   }
 };
 

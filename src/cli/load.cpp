@@ -8,8 +8,18 @@
 
 #include "cli/console.h"
 #include "lowbit/io/safetensors.h"
+#include "lowbit/llm/inspect.h"
 
 namespace lowbit::cli {
+namespace {
+
+void show_progress(llm::FromPretrainedOptions& options, ProgressBar& bar) {
+  options.progress = [&bar](int64_t done, int64_t total, const std::string& what) {
+    bar.update(done, total, what);
+  };
+}
+
+}  // namespace
 
 void QuantizeFlags::add_to(CLI::App& command, bool required) {
   auto* option = command.add_option("--type", type, "Quantize weights to nf4, fp4 or int8")
@@ -55,7 +65,10 @@ std::optional<BitsAndBytesConfig> QuantizeFlags::config(std::optional<at::Scalar
 }
 
 void LoadFlags::add_to(CLI::App& command, bool with_quantize) {
-  command.add_option("--device", device, "auto or cpu")->capture_default_str();
+  command
+      .add_option("--device", device,
+                  "auto (the first GPU when the model fits there), cpu, cuda or cuda:N")
+      ->capture_default_str();
   command
       .add_option("--dtype", dtype,
                   "Of what is not quantized: auto (the file's), float32, bfloat16 or float16")
@@ -66,11 +79,13 @@ void LoadFlags::add_to(CLI::App& command, bool with_quantize) {
   if (with_quantize) quantize.add_to(command, false);
 }
 
-llm::FromPretrainedOptions LoadFlags::options() const {
+llm::FromPretrainedOptions LoadFlags::options(const std::string& model_dtype) const {
   llm::FromPretrainedOptions options;
   options.device_map = device;
   if (dtype != "auto") options.dtype = llm::dtype_from_name(dtype);
-  options.quantization_config = quantize.config(options.dtype);
+  std::optional<at::ScalarType> compute = options.dtype;
+  if (!compute && !model_dtype.empty()) compute = llm::dtype_from_name(model_dtype);
+  options.quantization_config = quantize.config(compute);
   options.blocksize = quantize.blocksize;
   options.quantize_embeddings = quantize.quantize_embeddings;
   return options;
@@ -82,12 +97,20 @@ void LoadFlags::apply_threads() const {
 
 llm::CausalLM LoadFlags::load(const std::string& model) const {
   apply_threads();
-  auto options = this->options();
+  // A model that is quantized already takes no config.
+  const std::string own = quantize.type.empty() ? "" : llm::inspect(model).config.dtype;
+  auto options = this->options(own);
   ProgressBar bar("Loading");
-  options.progress = [&](int64_t done, int64_t total, const std::string& what) {
-    bar.update(done, total, what);
-  };
+  show_progress(options, bar);
   return llm::AutoModelForCausalLM::from_pretrained(model, options);
+}
+
+llm::CausalLM LoadFlags::load_random(const io::ModelConfig& config) const {
+  apply_threads();
+  auto options = this->options(config.dtype);
+  ProgressBar bar("Making");
+  show_progress(options, bar);
+  return llm::AutoModelForCausalLM::from_config(config, options);
 }
 
 std::string read_text(const std::string& path) {

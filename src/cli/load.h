@@ -35,9 +35,12 @@ struct LoadFlags {
   QuantizeFlags quantize;
 
   void add_to(CLI::App& command, bool with_quantize = true);
-  llm::FromPretrainedOptions options() const;
+  /// `model_dtype`: the checkpoint's own ("" when it does not say).
+  llm::FromPretrainedOptions options(const std::string& model_dtype) const;
   /// Loads, with a progress bar.
   llm::CausalLM load(const std::string& model) const;
+  /// Fresh weights of that shape, with a progress bar.
+  llm::CausalLM load_random(const io::ModelConfig& config) const;
   /// Sets torch's thread count when --threads was given.
   void apply_threads() const;
 };

@@ -61,6 +61,30 @@ struct Run {
     return tokenizer.apply_chat_template(messages);
   }
 
+  /// Ids of the conversation; its oldest turns behind the first `fixed` messages are dropped until
+  /// it fits. Empty, and the last message dropped, when even that alone is too long.
+  std::vector<int64_t> encode_fitting(const llm::Tokenizer& tokenizer,
+                                      std::vector<text::Message>& messages, size_t fixed,
+                                      int64_t context) const {
+    bool forgot = false;
+    auto ids = encode(tokenizer, messages);
+    while (static_cast<int64_t>(ids.size()) > context && messages.size() > fixed + 1) {
+      const auto first = messages.begin() + static_cast<std::ptrdiff_t>(fixed);
+      messages.erase(first, first + 2);  // a question and its answer
+      ids = encode(tokenizer, messages);
+      forgot = true;
+    }
+    if (forgot) {
+      std::cerr << "lowbit: the conversation fills the context of " << context
+                << " tokens; the model forgets the oldest messages.\n";
+    }
+    if (static_cast<int64_t>(ids.size()) <= context) return ids;
+    std::cerr << "lowbit: this message is longer than the context of " << context
+              << " tokens: " << ids.size() << ". Send a shorter one.\n";
+    messages.pop_back();
+    return {};
+  }
+
   void chat(llm::CausalLM& lm, const llm::Tokenizer& tokenizer,
             std::vector<text::Message> messages) const {
     const std::vector<text::Message> beginning = messages;
@@ -77,7 +101,9 @@ struct Run {
       }
       if (line.empty()) continue;
       messages.push_back({"user", line});
-      messages.push_back({"assistant", answer(lm, tokenizer, encode(tokenizer, messages), &cache)});
+      const auto ids = encode_fitting(tokenizer, messages, beginning.size(), cache.context());
+      if (ids.empty()) continue;
+      messages.push_back({"assistant", answer(lm, tokenizer, ids, &cache)});
     }
     if (terminal) std::cout << '\n';
   }

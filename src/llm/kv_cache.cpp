@@ -12,8 +12,9 @@ namespace {
 /// The least that a growing cache allocates: short chats never copy it.
 constexpr int64_t kFirstTokens = 256;
 
-at::Tensor grown(const at::Tensor& old, at::IntArrayRef shape, int64_t keep, at::ScalarType dtype) {
-  at::Tensor tensor = at::empty(shape, dtype);
+at::Tensor grown(const at::Tensor& old, at::IntArrayRef shape, int64_t keep,
+                 const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(shape, options);
   if (old.defined() && keep > 0) tensor.narrow(2, 0, keep).copy_(old.narrow(2, 0, keep));
   return tensor;
 }
@@ -21,13 +22,14 @@ at::Tensor grown(const at::Tensor& old, at::IntArrayRef shape, int64_t keep, at:
 }  // namespace
 
 KVCache::KVCache(int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t context,
-                 at::ScalarType dtype)
+                 at::ScalarType dtype, at::Device device)
     : layers_(static_cast<size_t>(layers)),
       batch_(batch),
       kv_heads_(kv_heads),
       head_dim_(head_dim),
       context_(context),
-      dtype_(dtype) {
+      dtype_(dtype),
+      device_(device) {
   LOWBIT_CHECK(batch >= 1, "KVCache", "batch", "at least 1", batch);
   LOWBIT_CHECK(context >= 1, "KVCache", "context", "at least 1", context);
 }
@@ -43,9 +45,10 @@ void KVCache::reserve(int64_t length) {
   if (length <= capacity_) return;
   const int64_t capacity = std::min(context_, std::max({length, 2 * capacity_, kFirstTokens}));
   const std::vector<int64_t> shape{batch_, kv_heads_, capacity, head_dim_};
+  const auto options = at::TensorOptions(dtype_).device(device_);
   for (Layer& layer : layers_) {
-    layer.key = grown(layer.key, shape, this->length(), dtype_);
-    layer.value = grown(layer.value, shape, this->length(), dtype_);
+    layer.key = grown(layer.key, shape, this->length(), options);
+    layer.value = grown(layer.value, shape, this->length(), options);
   }
   capacity_ = capacity;
 }

@@ -87,10 +87,14 @@ at::Tensor LlamaAttentionImpl::forward(const at::Tensor& x, const Rotary& rotary
     key = layer->key.narrow(2, 0, past + tokens).to(x.scalar_type());
     value = layer->value.narrow(2, 0, past + tokens).to(x.scalar_type());
   }
-  const at::Tensor mask = visible(tokens, past, window_, x.device());
-  const at::Tensor out = at::scaled_dot_product_attention(
-      query, key, value, mask, /*dropout_p=*/0.0, /*is_causal=*/false,
-      /*scale=*/std::nullopt, /*enable_gqa=*/heads_ != kv_heads_);
+  // Without a mask torch may choose its fused attention.
+  const bool all_visible = window_ == 0 || past + tokens <= window_;
+  const bool causal = all_visible && past == 0 && tokens > 1;
+  std::optional<at::Tensor> mask;
+  if (!causal && !(all_visible && tokens == 1)) mask = visible(tokens, past, window_, x.device());
+  const at::Tensor out =
+      at::scaled_dot_product_attention(query, key, value, mask, /*dropout_p=*/0.0, causal,
+                                       /*scale=*/std::nullopt, /*enable_gqa=*/heads_ != kv_heads_);
   return o_proj(out.transpose(1, 2).reshape({batch, tokens, heads_ * head_dim_}));
 }
 
@@ -167,7 +171,8 @@ const at::Tensor& LlamaForCausalLMImpl::head_weight() const {
   return lm_head.is_empty() ? model->embed_tokens->weight : lm_head->weight;
 }
 
-at::Tensor LlamaForCausalLMImpl::forward(const at::Tensor& ids, KVCache* cache) {
+at::Tensor LlamaForCausalLMImpl::forward(const at::Tensor& ids, KVCache* cache,
+                                         int64_t logits_to_keep) {
   LOWBIT_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong, "forward", "ids",
                "[batch, tokens] int64", c10::str(ids.scalar_type(), " ", ids.sizes()));
   const int64_t past = cache != nullptr ? cache->length() : 0, tokens = ids.size(1);
@@ -176,7 +181,11 @@ at::Tensor LlamaForCausalLMImpl::forward(const at::Tensor& ids, KVCache* cache) 
       c10::str("at most ", config_.max_position_embeddings, " tokens, the model's context"),
       past + tokens);
   if (cache != nullptr) cache->reserve(past + tokens);
-  at::Tensor logits = at::linear(model(ids, cache), head_weight());
+  LOWBIT_CHECK(0 <= logits_to_keep && logits_to_keep <= tokens, "forward", "logits_to_keep",
+               c10::str("in [0, ", tokens, "], the tokens"), logits_to_keep);
+  at::Tensor hidden = model(ids.to(head_weight().device()), cache);
+  if (logits_to_keep > 0) hidden = hidden.narrow(1, tokens - logits_to_keep, logits_to_keep);
+  at::Tensor logits = at::linear(hidden, head_weight());
   if (cache != nullptr) {
     const at::Tensor first = ids[0].to(at::kCPU).contiguous();
     cache->append({first.const_data_ptr<int64_t>(), first.const_data_ptr<int64_t>() + tokens});

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 
+#include "llm/device.h"
 #include "llm/parameter.h"
 #include "llm/source.h"
 #include "llm/weight.h"
@@ -28,11 +29,6 @@ at::ScalarType resolve_dtype(const WeightSource& source, const FromPretrainedOpt
   return dtype;
 }
 
-void check_device(const FromPretrainedOptions& options) {
-  LOWBIT_CHECK(options.device_map == "cpu" || options.device_map == "auto", kOp, "device_map",
-               "cpu or auto", options.device_map, "This build runs language models on the CPU");
-}
-
 /// What becomes of a slot; quantized checkpoints stay as they are.
 Treatment treatment_of(const WeightSource& source, const Slot& slot,
                        const FromPretrainedOptions& options, bool prequantized) {
@@ -43,7 +39,6 @@ Treatment treatment_of(const WeightSource& source, const Slot& slot,
 }
 
 void check_options(const WeightSource& source, const FromPretrainedOptions& options) {
-  check_device(options);
   if (options.quantization_config) options.quantization_config->validate();
   LOWBIT_CHECK(is_valid_4bit_blocksize(options.blocksize), kOp, "blocksize",
                "a power of two in [32, 4096]", options.blocksize);
@@ -57,15 +52,6 @@ void check_options(const WeightSource& source, const FromPretrainedOptions& opti
   TORCH_WARN(
       "from_pretrained: the checkpoint is quantized already; its own quantization_config is "
       "used and the given one ignored.");
-}
-
-void check_memory(const CheckpointDescription& description, const FromPretrainedOptions& options) {
-  for (const auto& [device, size] : options.max_memory) {
-    const int64_t limit = parse_bytes(size);
-    LOWBIT_CHECK(device != "cpu" || description.planned_bytes <= limit, kOp, "max_memory",
-                 c10::str("at least the ", description.planned_bytes, " bytes of the weights"),
-                 size, "Quantize the model, or allow more");
-  }
 }
 
 CheckpointDescription describe(const WeightSource& source, const std::vector<Slot>& slots,
@@ -90,6 +76,52 @@ CheckpointDescription describe(const WeightSource& source, const std::vector<Slo
   return d;
 }
 
+/// The model with the weights of `source`, one parameter at a time.
+CausalLM load(WeightSource& source, const std::string& path, const FromPretrainedOptions& options) {
+  io::ModelConfig config = source.config();
+  const std::vector<Slot> slots = decoder_slots(config);
+  source.check(slots);
+  check_options(source, options);
+  const at::Device device = choose_device(options, describe(source, slots, options).planned_bytes);
+  source.set_device(device);
+
+  const at::ScalarType dtype = resolve_dtype(source, options);
+  const bool prequantized = config.quantization.has_value();
+  if (!prequantized && options.quantization_config) {
+    config.quantization = options.quantization_config->to_json();
+  }
+  config.dtype = dtype_to_name(dtype);
+  // A float32 that was asked for holds inside the quantized layers, too.
+  const bool exact = options.dtype == at::kFloat;
+  std::optional<at::ScalarType> compute_dtype;
+  if (config.quantization && config.quantization->load_in_4bit && !exact) {
+    compute_dtype = dtype_from_name(config.quantization->bnb_4bit_compute_dtype);
+  }
+  LlamaForCausalLM module(config);
+  DeviceUploader upload(device);
+  int64_t done = 0;
+  for (const Slot& slot : slots) {
+    if (options.progress) options.progress(done, source.total_bytes(), slot.name);
+    const Treatment treatment = treatment_of(source, slot, options, prequantized);
+    at::Tensor weight;
+    if (source.is_quantized(slot)) {
+      weight = upload(source.load_quantized(slot, dtype, compute_dtype));
+    } else {
+      // Quantized where it will live: the device holds one layer in floating point at a time.
+      weight = upload(source.load_float(slot, dtype));
+      if (treatment != Treatment::kFloat) {
+        weight = quantize_weight(slot.name, weight, treatment, options);
+        source.release(slot);
+      }
+    }
+    set_parameter(*module, slot.name, std::move(weight));
+    done += source.bytes(slot);
+  }
+  if (options.progress) options.progress(source.total_bytes(), source.total_bytes(), "");
+  module->eval();
+  return CausalLM(std::move(module), path, exact);
+}
+
 }  // namespace
 
 std::unique_ptr<WeightSource> WeightSource::open(const std::string& path) {
@@ -103,51 +135,19 @@ CheckpointDescription inspect(const std::string& path, const FromPretrainedOptio
   const std::vector<Slot> slots = decoder_slots(source->config());
   source->check(slots);
   check_options(*source, options);
-  return describe(*source, slots, options);
+  CheckpointDescription description = describe(*source, slots, options);
+  description.device = choose_device(options, description.planned_bytes).str();
+  return description;
 }
 
 CausalLM AutoModelForCausalLM::from_pretrained(const std::string& path,
                                                const FromPretrainedOptions& options) {
-  const auto source = WeightSource::open(path);
-  io::ModelConfig config = source->config();
-  const std::vector<Slot> slots = decoder_slots(config);
-  source->check(slots);
-  check_options(*source, options);
-  check_memory(describe(*source, slots, options), options);
+  return load(*WeightSource::open(path), path, options);
+}
 
-  const at::ScalarType dtype = resolve_dtype(*source, options);
-  const bool prequantized = config.quantization.has_value();
-  if (!prequantized && options.quantization_config) {
-    config.quantization = options.quantization_config->to_json();
-  }
-  config.dtype = dtype_to_name(dtype);
-  // A float32 that was asked for holds inside the quantized layers, too.
-  const bool exact = options.dtype == at::kFloat;
-  std::optional<at::ScalarType> compute_dtype;
-  if (config.quantization && config.quantization->load_in_4bit && !exact) {
-    compute_dtype = dtype_from_name(config.quantization->bnb_4bit_compute_dtype);
-  }
-  LlamaForCausalLM module(config);
-  int64_t done = 0;
-  for (const Slot& slot : slots) {
-    if (options.progress) options.progress(done, source->total_bytes(), slot.name);
-    const Treatment treatment = treatment_of(*source, slot, options, prequantized);
-    at::Tensor weight;
-    if (source->is_quantized(slot)) {
-      weight = source->load_quantized(slot, dtype, compute_dtype);
-    } else {
-      weight = source->load_float(slot, dtype);
-      if (treatment != Treatment::kFloat) {
-        weight = quantize_weight(slot.name, weight, treatment, options);
-        source->release(slot);
-      }
-    }
-    set_parameter(*module, slot.name, std::move(weight));
-    done += source->bytes(slot);
-  }
-  if (options.progress) options.progress(source->total_bytes(), source->total_bytes(), "");
-  module->eval();
-  return CausalLM(std::move(module), path, exact);
+CausalLM AutoModelForCausalLM::from_config(const io::ModelConfig& config,
+                                           const FromPretrainedOptions& options) {
+  return load(*random_source(config), "", options);
 }
 
 }  // namespace lowbit::llm

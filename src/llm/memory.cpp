@@ -1,28 +1,16 @@
 #include "lowbit/llm/memory.h"
 
 #include <algorithm>
-#include <fstream>
 #include <iomanip>
 #include <ostream>
 #include <sstream>
 
+#include "llm/device.h"
 #include "llm/weight.h"
 #include "lowbit/llm/model.h"
 
 namespace lowbit::llm {
 namespace {
-
-/// A field of /proc/meminfo, in bytes; 0 when there is none.
-int64_t system_memory(const std::string& field) {
-  std::ifstream file("/proc/meminfo");
-  for (std::string name; file >> name;) {
-    int64_t kib = 0;
-    file >> kib;
-    if (name == field + ":") return kib * 1024;
-    file.ignore(256, '\n');
-  }
-  return 0;
-}
 
 std::string mib(int64_t bytes) {
   std::ostringstream text;
@@ -47,18 +35,17 @@ int64_t MemoryReport::weight_bytes() const noexcept {
 MemoryReport CausalLM::memory_report(int64_t context) const {
   MemoryReport report;
   report.device_map = device_map();
-  MemoryReport::Device cpu{.device = device().str(),
-                           .free = system_memory("MemAvailable"),
-                           .total = system_memory("MemTotal")};
+  const DeviceMemory memory = memory_of(device());
+  MemoryReport::Device place{.device = device().str(), .free = memory.free, .total = memory.total};
   for (const at::Tensor& p : module()->parameters()) {  // a tied head is no parameter of its own
-    cpu.weights[scheme_of(p)] += bytes_of(p);
+    place.weights[scheme_of(p)] += bytes_of(p);
     report.parameters += p.numel();
   }
   const int64_t most = config().max_position_embeddings;
   report.context = context > 0 ? std::min(context, most) : most;
-  cpu.kv_cache = 2 * config().num_hidden_layers * config().num_key_value_heads * report.context *
-                 config().head_dim * static_cast<int64_t>(c10::elementSize(dtype()));
-  report.devices.push_back(std::move(cpu));
+  place.kv_cache = 2 * config().num_hidden_layers * config().num_key_value_heads * report.context *
+                   config().head_dim * static_cast<int64_t>(c10::elementSize(dtype()));
+  report.devices.push_back(std::move(place));
   return report;
 }
 

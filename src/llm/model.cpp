@@ -67,6 +67,8 @@ at::Tensor as_tensor(const std::vector<int64_t>& ids) {
                        at::kLong);
 }
 
+at::Tensor on_host(const at::Tensor& logits) { return logits.to(at::kCPU, at::kFloat); }
+
 std::vector<int64_t> first_sequence(const at::Tensor& ids) {
   const at::Tensor first = ids[0].contiguous();
   const int64_t* data = first.const_data_ptr<int64_t>();
@@ -108,14 +110,15 @@ KVCache CausalLM::new_cache(int64_t batch, int64_t context) const {
   return KVCache(
       c.num_hidden_layers, batch, c.num_key_value_heads, c.head_dim,
       context > 0 ? std::min(context, c.max_position_embeddings) : c.max_position_embeddings,
-      dtype());
+      dtype(), device());
 }
 
-at::Tensor CausalLM::run_fused(const at::Tensor& ids, KVCache& cache, bool last) const {
+at::Tensor CausalLM::run(const at::Tensor& ids, KVCache& cache, bool last) const {
   check_ids(ids, config().vocab_size);
   LOWBIT_CHECK(ids.size(0) == cache.batch(), "forward", "ids",
                c10::str("of the cache's batch, ", cache.batch()), ids.size(0));
   const at::NoGradGuard no_grad;
+  if (!device().is_cpu()) return module()->forward(ids, &cache, /*logits_to_keep=*/last ? 1 : 0);
   const auto decoder = state().fused();
   cache.reserve(cache.length() + ids.size(1));
   at::Tensor logits =
@@ -131,28 +134,28 @@ at::Tensor CausalLM::forward(const at::Tensor& ids, KVCache* cache) const {
   }
   KVCache own;
   if (cache == nullptr) own = new_cache(ids.dim() == 2 ? ids.size(0) : 1);
-  return run_fused(ids, cache != nullptr ? *cache : own, /*last=*/false).to(dtype());
+  return run(ids, cache != nullptr ? *cache : own, /*last=*/false).to(dtype());
 }
 
 at::Tensor CausalLM::logits(const std::vector<int64_t>& ids, KVCache* cache) const {
   KVCache own;
   if (cache == nullptr) own = new_cache(1);
-  return run_fused(as_tensor(ids), cache != nullptr ? *cache : own, /*last=*/false)[0];
+  return on_host(run(as_tensor(ids), cache != nullptr ? *cache : own, /*last=*/false)[0]);
 }
 
 at::Tensor CausalLM::next_logits(const std::vector<int64_t>& ids, KVCache& cache) const {
   // A long prompt goes through in parts: its activations stay in the cache of the processor, and
-  // small.
-  constexpr int64_t kPart = 512;
+  // small. A GPU wants larger ones.
+  const int64_t part_size = device().is_cpu() ? 512 : 4096;
   const auto count = static_cast<int64_t>(ids.size());
   cache.reserve(cache.length() + count);
   at::Tensor logits;
-  for (int64_t first = 0; first == 0 || first < count; first += kPart) {
+  for (int64_t first = 0; first == 0 || first < count; first += part_size) {
     const std::vector<int64_t> part(ids.begin() + first,
-                                    ids.begin() + std::min(first + kPart, count));
-    logits = run_fused(as_tensor(part), cache, /*last=*/true);
+                                    ids.begin() + std::min(first + part_size, count));
+    logits = run(as_tensor(part), cache, /*last=*/true);
   }
-  return logits.view({-1});
+  return on_host(logits.view({-1}));
 }
 
 void CausalLM::dequantize_(std::optional<at::ScalarType> dtype) {
@@ -160,7 +163,7 @@ void CausalLM::dequantize_(std::optional<at::ScalarType> dtype) {
   const at::ScalarType target = dtype.value_or(this->dtype());
   for (const auto& entry : s.module->named_parameters()) {
     if (is_quantized(entry.value())) {
-      set_parameter(*s.module, entry.key(), lowbit::dequantize(entry.value()).to(target));
+      set_parameter(*s.module, entry.key(), lowbit::dequantize(entry.value(), target));
     }
   }
   s.module->set_quantization(std::nullopt);

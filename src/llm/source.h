@@ -34,6 +34,8 @@ class WeightSource {
   virtual int64_t bytes(const Slot& slot) const = 0;
   virtual std::string scheme(const Slot& slot) const = 0;
 
+  /// Where tensors that are made rather than read are made; files are read into host memory.
+  virtual void set_device(at::Device) {}
   /// The slot's tensor in `dtype`. May share the mapped file.
   virtual at::Tensor load_float(const Slot& slot, at::ScalarType dtype) const = 0;
   /// A quantized tensor; `dtype` is what an 8-bit weight stands for (a 4-bit one knows).
@@ -48,6 +50,8 @@ class WeightSource {
 
 /// Checkpoints of Transformers: safetensors, float or quantized by bitsandbytes.
 std::unique_ptr<WeightSource> open_safetensors_source(const std::string& directory);
+/// Fresh weights: normal(0, 0.02), norms of one, biases of zero.
+std::unique_ptr<WeightSource> random_source(io::ModelConfig config);
 /// GGUF files of llama.cpp.
 std::unique_ptr<WeightSource> open_gguf_source(const std::string& path);
 

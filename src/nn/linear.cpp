@@ -135,6 +135,12 @@ void Linear4bitBase<Derived>::pretty_print(std::ostream& stream) const {
 
 template <class Derived>
 at::Tensor Linear4bitBase<Derived>::forward(const at::Tensor& input) {
+  // Before the compute dtype sticks to this input.
+  const char* op = name_of(static_cast<Derived*>(nullptr));
+  LOWBIT_CHECK(at::isFloatingType(input.scalar_type()), op, "input", "of a floating-point dtype",
+               ops::dtype_name(input.scalar_type()));
+  LOWBIT_CHECK(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1), op, "input",
+               c10::str("[..., ", weight.sym_size(1), "]"), c10::str("shape ", input.sym_sizes()));
   const at::ScalarType dtype = compute_dtype_.resolve(input.scalar_type());
   if (dtype == input.scalar_type()) return linear_of(input, weight, bias);
   return linear_of(input.to(dtype), weight, bias).to(input.scalar_type());

@@ -171,8 +171,13 @@ at::Tensor dequantize_self(const at::Tensor& self) {
   return dense(view_of(self), self.scalar_type());
 }
 
+/// reshape() takes a contiguous clone for what it says and views it: a transposed payload cannot
+/// give that.
 at::Tensor clone(const at::Tensor& self, std::optional<at::MemoryFormat> memory_format) {
   const View view = view_of(self);
+  if (view.transposed && memory_format == at::MemoryFormat::Contiguous) {
+    return counted_dense("aten::clone", self).contiguous();
+  }
   return wrap(compact(*view), self.scalar_type(), view.transposed);
 }
 

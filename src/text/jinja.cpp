@@ -15,7 +15,7 @@ namespace {
 
 using Kind = Expression::Kind;
 // More than any conversation needs; a hostile template is stopped.
-constexpr size_t kMaxSteps = 20'000'000;
+constexpr size_t kMaxSteps = 2'000'000;
 constexpr size_t kMaxOutput = size_t{256} << 20;
 
 class Runner {

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -211,8 +212,13 @@ TEST_F(Cli, RunAnswersOnceOrChats) {
   const std::string sampled =
       "run " + q + " -p Hello --max-new-tokens 8 --temperature 1 --json --seed ";
   EXPECT_EQ(works(sampled + "1").parsed()["text"], works(sampled + "1").parsed()["text"]);
+  // The model's context of 64 tokens holds one turn; the next one makes it forget that.
   const auto chat = works("chat " + q + greedy, "Hello\nAgain\n/reset\nHello\n/exit\nnot read\n");
-  EXPECT_FALSE(chat.out.empty());
+  EXPECT_EQ(std::count(chat.out.begin(), chat.out.end(), '\n'), 3) << chat.out;
+  EXPECT_NE(chat.err.find("forgets the oldest messages"), std::string::npos) << chat.err;
+  const auto long_line = works("chat " + q + greedy, std::string(100, 'x') + "\nHello\n");
+  EXPECT_EQ(std::count(long_line.out.begin(), long_line.out.end(), '\n'), 1) << long_line.out;
+  EXPECT_NE(long_line.err.find("context of 64 tokens"), std::string::npos) << long_line.err;
 }
 
 TEST_F(Cli, LogitsAreWrittenAndMatchTheRecordedOnes) {
@@ -224,12 +230,12 @@ TEST_F(Cli, LogitsAreWrittenAndMatchTheRecordedOnes) {
     std::memcpy(&id, ids.data + 8 * i, 8);
     list += (i > 0 ? "," : "") + std::to_string(id);
   }
-  const auto facts =
-      works("logits " + model_ + " --ids " + list + " -o " + path("l.safetensors") + " --json")
-          .parsed();
+  const auto facts = works("logits " LOWBIT_GOLDEN_DIR "/hf/nf4_dq --ids " + list + " -o " +
+                           path("l.safetensors") + " --json")
+                         .parsed();
   EXPECT_EQ(facts["tokens"], ids.shape.back());
   const auto file = io::SafetensorsFile::open(path("l.safetensors"));
-  const auto got = file.tensor("logits"), want = golden.tensor("base.logits");
+  const auto got = file.tensor("logits"), want = golden.tensor("nf4_dq.logits");
   double error = 0, norm = 0;
   for (int64_t i = 0; i < got.numel(); ++i) {
     float g = 0, w = 0;
@@ -293,13 +299,15 @@ TEST_F(Cli, BadInputIsAnErrorAndLeavesNothing) {
   const auto q = quantized();
   fails("quantize " + q + " " + path("twice") + " --type nf4", "quantized already");
 
+  const auto config = fs::path(model_) / "config.json";
+  const std::string good = slurp(config);
+  std::ofstream(config) << "{\"model_type\": \"llama\", \"vocab_size\": -1}";
+  fails("inspect " + model_, "vocab_size");
+  std::ofstream(config) << good;
   const auto weights = fs::path(model_) / "model.safetensors";
   fs::resize_file(weights, fs::file_size(weights) / 2);
   fails("quantize " + model_ + " " + path("cut") + " --type nf4", "model.safetensors");
   EXPECT_FALSE(fs::exists(path("cut")));
-  std::ofstream(fs::path(model_) / "config.json")
-      << "{\"model_type\": \"llama\", \"vocab_size\": -1}";
-  fails("inspect " + model_, "vocab_size");
 }
 
 }  // namespace

@@ -65,7 +65,8 @@ std::vector<Variant> variants() {
   add("nf4", nothing, {.quantization_config = nf4(false)});
   add("nf4_nested", nothing, {.quantization_config = nf4(true)});
   add("fp4", nothing, {.quantization_config = BitsAndBytesConfig{.load_in_4bit = true}});
-  add("int8", nothing, {.quantization_config = BitsAndBytesConfig{.load_in_8bit = true}}, 1e-2);
+  // Activations in 8 bits carry an error of 1 %; two runs whose last bits differ carry two of them.
+  add("int8", nothing, {.quantization_config = BitsAndBytesConfig{.load_in_8bit = true}}, 3e-2);
   add("nf4_8bit_tables", [](io::ModelConfig& c) { c.tie_word_embeddings = true; },
       {.quantization_config = nf4(true), .quantize_embeddings = true});
   add("untied_8bit_tables", nothing, {.quantize_embeddings = true});

@@ -249,8 +249,9 @@ TEST_F(Loading, QuantizingTakesTheResultAndOneLayer) {
   const int64_t layer = (4 * 512 * 512 + 3 * 512 * 2048) * 2;
   ASSERT_GT(description.bytes,
             4 * (result + layer) / 3);  // the file does not fit into the allowance
-  // Pages of libraries that are touched for the first time, and the allocator's own.
-  constexpr int64_t kSlack = 6 << 20;
+  // Pages of libraries that are touched for the first time, and what the allocator keeps for each
+  // thread.
+  constexpr int64_t kSlack = 12 << 20;
   EXPECT_LE(peak, result + layer + kSlack);
   std::printf("file %.1f MB, result %.1f MB, one layer %.1f MB, peak %.1f MB\n",
               static_cast<double>(description.bytes) / 1e6, static_cast<double>(result) / 1e6,

@@ -16,7 +16,11 @@ namespace {
 class QuantizedTensorTest : public RandomTest {};
 
 TEST_F(QuantizedTensorTest, StandsForTheWeight) {
-  // Largest relative errors seen on normal weights, with a margin: 4 bits 0.1, 8 bits 0.01.
+  // Relative errors of 2000 draws of normal weights, mean and standard deviation: NF4 0.092 (0.001),
+  // FP4 of blocksize 128 0.129 (0.002), int8 0.01. The limits are eight deviations away.
+  const auto limit = [](QuantScheme scheme) {
+    return scheme == QuantScheme::kFP4 ? 0.145 : is_4bit(scheme) ? 0.1 : 0.012;
+  };
   for (const auto& [name, config] : all_schemes()) {
     for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       const at::Tensor w = normal({48, 96}, dtype);
@@ -29,8 +33,7 @@ TEST_F(QuantizedTensorTest, StandsForTheWeight) {
       EXPECT_EQ(q.scalar_type(), dtype) << name;
       EXPECT_EQ(q.numel(), w.numel()) << name;
       EXPECT_EQ(quant_scheme(q), config.scheme()) << name;
-      EXPECT_LT(relative_error(lowbit::dequantize(q), w), is_4bit(config.scheme()) ? 0.13 : 0.012)
-          << name;
+      EXPECT_LT(relative_error(lowbit::dequantize(q), w), limit(config.scheme())) << name;
       EXPECT_EQ(lowbit::dequantize(q).scalar_type(), dtype) << name;
       EXPECT_EQ(lowbit::dequantize(q, at::kDouble).scalar_type(), at::kDouble) << name;
     }

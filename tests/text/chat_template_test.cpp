@@ -90,8 +90,8 @@ TEST(ChatTemplate, HostileOnesAreStopped) {
   for (int i = 0; i < 8; ++i) loops += "{% for a in range(1000) %}", ends += "{% endfor %}";
   EXPECT_NE(complaint(loops + ends).find("no end in sight"), std::string::npos);
   EXPECT_NE(complaint("{{ range(1000000000) }}").find("range"), std::string::npos);
-  EXPECT_NE(complaint("{{ " + std::string(100000, '(')).find("nested"), std::string::npos);
-  EXPECT_NE(complaint("{{ x" + std::string(100000, '[')).find("nested"), std::string::npos);
+  EXPECT_NE(complaint("{{ " + std::string(100000, '(') + " }}").find("nested"), std::string::npos);
+  EXPECT_NE(complaint("{{ x" + std::string(100000, '[') + " }}").find("nested"), std::string::npos);
   EXPECT_NE(complaint("{{ " + std::string(100000, '-') + "1 }}").find("nested"), std::string::npos);
   std::string blocks;
   for (int i = 0; i < 10000; ++i) blocks += "{% if true %}";

@@ -20,6 +20,10 @@ struct AutoModelForCausalLM {
   /// files, c10::Error for options.
   static CausalLM from_pretrained(const std::string& directory_or_gguf,
                                   const FromPretrainedOptions& options = {});
+  /// A model of this shape with fresh weights: normal(0, 0.02), norms of one, biases of zero. Made,
+  /// and quantized, layer by layer on the device. Throws c10::Error.
+  static CausalLM from_config(const io::ModelConfig& config,
+                              const FromPretrainedOptions& options = {});
 };
 
 /// A text::Tokenizer with the calls that generation loops want.

@@ -48,11 +48,11 @@ struct FromPretrainedOptions {
   /// Quantize a float checkpoint while it loads. Ignored (with a c10 warning) when the checkpoint
   /// is quantized already.
   std::optional<BitsAndBytesConfig> quantization_config = std::nullopt;
-  /// "cpu", or "auto": the best place there is. Other devices are an error that says what is
-  /// supported.
+  /// "cpu", "cuda" (the first GPU), "cuda:N", or "auto": the first GPU when the weights fit there,
+  /// else the CPU.
   std::string device_map = "cpu";
-  /// Limits per device, e.g. {{"cpu", "30GiB"}}: bytes with an optional KB, MB, GB, KiB, MiB or
-  /// GiB. A model that does not fit is an error before anything is loaded.
+  /// Limits per device, e.g. {{"cuda:0", "6GiB"}, {"cpu", "30GiB"}}: bytes with an optional KB, MB,
+  /// GB, KiB, MiB or GiB. A model that does not fit is an error before anything is loaded.
   std::map<std::string, std::string> max_memory = {};
   /// Of everything that is not quantized; unset: the checkpoint's (a GGUF file: float32). Given as
   /// float32 it also asks for float32 arithmetic in 4-bit layers, whatever their compute dtype

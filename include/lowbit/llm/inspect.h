@@ -24,6 +24,7 @@ struct CheckpointDescription {
   std::string format = {};  ///< "safetensors" or "gguf"
   std::vector<WeightEntry> weights = {};
   int64_t bytes = 0, planned_bytes = 0;
+  std::string device = "cpu";  ///< where it would be loaded to
 };
 
 /// Reads headers only. Throws as AutoModelForCausalLM::from_pretrained does.

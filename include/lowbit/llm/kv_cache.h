@@ -20,7 +20,7 @@ class KVCache {
   KVCache() = default;
   /// `context`: the most tokens it may hold. Nothing is allocated before reserve().
   KVCache(int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t context,
-          at::ScalarType dtype);
+          at::ScalarType dtype, at::Device device = at::kCPU);
 
   int64_t length() const noexcept { return static_cast<int64_t>(ids_.size()); }
   int64_t capacity() const noexcept { return capacity_; }
@@ -45,6 +45,7 @@ class KVCache {
   std::vector<int64_t> ids_;
   int64_t batch_ = 0, kv_heads_ = 0, head_dim_ = 0, context_ = 0, capacity_ = 0;
   at::ScalarType dtype_ = at::ScalarType::Float;
+  at::Device device_ = at::kCPU;
 };
 
 }  // namespace lowbit::llm

@@ -93,8 +93,9 @@ class LlamaForCausalLMImpl : public torch::nn::Module {
   /// Throws c10::Error for a model, activation or rope type that this family does not have.
   explicit LlamaForCausalLMImpl(io::ModelConfig config);
   /// Logits [batch, tokens, vocab] through torch's ops, differentiable; ids [batch, tokens] int64.
-  /// With a cache, ids continue the tokens in it, and it grows by them.
-  at::Tensor forward(const at::Tensor& ids, KVCache* cache = nullptr);
+  /// With a cache, ids continue the tokens in it, and it grows by them. `logits_to_keep`: of the
+  /// last so many tokens (0: of all). ids may lie on another device than the weights.
+  at::Tensor forward(const at::Tensor& ids, KVCache* cache = nullptr, int64_t logits_to_keep = 0);
   /// The head's weight [vocab, hidden]: lm_head's, or the embedding's.
   const at::Tensor& head_weight() const;
   const io::ModelConfig& config() const noexcept { return config_; }

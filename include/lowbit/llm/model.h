@@ -44,12 +44,12 @@ class CausalLM {
 
   /// Logits [batch, tokens, vocab] of ids [batch, tokens] (int64), in dtype(). With a cache, ids
   /// continue the tokens in it, and it grows by them. Records gradients when grad mode is on;
-  /// without, a CPU model takes the fused path. Throws c10::Error for ids outside the vocabulary
-  /// and past the context.
+  /// without, a CPU model takes the fused path. The logits are on the model's device. Throws
+  /// c10::Error for ids outside the vocabulary and past the context.
   at::Tensor forward(const at::Tensor& ids, KVCache* cache = nullptr) const;
-  /// Logits [tokens, vocab] in float32, without gradients.
+  /// Logits [tokens, vocab] in float32 on the CPU, without gradients.
   at::Tensor logits(const std::vector<int64_t>& ids, KVCache* cache = nullptr) const;
-  /// Logits [vocab] in float32 after the last of `ids`, which continue the cache.
+  /// Logits [vocab] in float32 on the CPU after the last of `ids`, which continue the cache.
   at::Tensor next_logits(const std::vector<int64_t>& ids, KVCache& cache) const;
   /// An empty cache that may grow to `context` tokens (0: the model's).
   KVCache new_cache(int64_t batch = 1, int64_t context = 0) const;
@@ -77,7 +77,8 @@ class CausalLM {
   struct State;
   std::shared_ptr<State> state_;
   State& state() const;
-  at::Tensor run_fused(const at::Tensor& ids, KVCache& cache, bool last) const;
+  /// Logits on the model's device; `last`: of the last token alone.
+  at::Tensor run(const at::Tensor& ids, KVCache& cache, bool last) const;
 };
 
 }  // namespace lowbit::llm
