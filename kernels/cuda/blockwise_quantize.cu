@@ -15,8 +15,8 @@ constexpr int kCtasPerMultiprocessor = 4;  // the table is built once a CTA: few
 constexpr int kTurns = 2;                  // blocks of a lane at once, to have loads in flight
 constexpr int64_t kTile = int64_t{8} * kThreads * kTurns;  // elements of a CTA in a turn
 
-/// kLanes threads share a block of 8 * kLanes elements; blocks of more than 256 elements span warps.
-/// kWhole: all tiles are inside the input, and nothing is checked.
+/// kLanes threads share a block of 8 * kLanes elements; blocks of more than 256 elements span
+/// warps. kWhole: all tiles are inside the input, and nothing is checked.
 template <typename T, int kLanes, bool kWhole>
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const T* __restrict__ input, int64_t numel, const float* __restrict__ code,
@@ -108,9 +108,9 @@ Status quantize(const QuantizeBlockwiseParams& p, Stream stream) noexcept {
   const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
   const auto run = [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
-    const Status status = launch(quantize_kernel<T, kLanes, true>, whole < most ? whole : most,
-                                 kThreads, stream, input, p.numel, p.code, p.codes, p.absmax,
-                                 int64_t{0}, whole);
+    const Status status =
+        launch(quantize_kernel<T, kLanes, true>, whole < most ? whole : most, kThreads, stream,
+               input, p.numel, p.code, p.codes, p.absmax, int64_t{0}, whole);
     if (!status.ok()) return status;
     return launch(quantize_kernel<T, kLanes, false>, tiles - whole, kThreads, stream, input,
                   p.numel, p.code, p.codes, p.absmax, whole, tiles);

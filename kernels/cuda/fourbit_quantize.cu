@@ -3,11 +3,12 @@
 // the range is cut in buckets so fine that none holds two thresholds: one compare is left.
 //
 // The bucket comes from one fused multiply-add, 128 * (y * scale + origin) + 1.5 * 2^23, whose low
-// mantissa bits are the rounded integer: bits 7 to 11 of it are the bucket, and at the same time the
-// byte offset of its row in shared memory. A row holds sixteen copies, one for each lane of a
+// mantissa bits are the rounded integer: bits 7 to 11 of it are the bucket, and at the same time
+// the byte offset of its row in shared memory. A row holds sixteen copies, one for each lane of a
 // half-warp, so that 8-byte reads never conflict; masking in the lane costs nothing (one LOP3).
-// The closest threshold lies a tenth of a bucket from an edge at least, so the rounding of that step
-// cannot matter (make_buckets checks it). NaN has all bits set: bucket 31, which is kept for it.
+// The closest threshold lies a tenth of a bucket from an edge at least, so the rounding of that
+// step cannot matter (make_buckets checks it). NaN has all bits set: bucket 31, which is kept for
+// it.
 //
 // A bucket holds the codes on both sides of its threshold in the top bits of a word; a compare
 // chooses by shifting, and a funnel shift appends the code to those before it.
@@ -93,7 +94,8 @@ static_assert(sizeof(SharedBuckets::rows[0]) == 128);
 /// What a lane carries: its place in every row.
 __device__ __forceinline__ uint32_t lane_offset() {
   const uint32_t offset = threadIdx.x % kCopies * static_cast<uint32_t>(sizeof(Bucket));
-  // From its own lane: a value that the compiler knows nothing of is not computed again at every use.
+  // From its own lane: a value that the compiler knows nothing of is not computed again at every
+  // use.
   return __shfl_sync(0xffffffffu, offset, threadIdx.x % 32);
 }
 
@@ -223,7 +225,8 @@ __global__ void __launch_bounds__(kThreads)
   const float reciprocal = fast_reciprocal(largest);
   for (int64_t i = begin + 2 * lane; i < end; i += 64) {
     const float low = i + 1 < end ? to_float(input[i + 1]) : 0.0f;
-    const uint32_t high = append_code<kType>(0, to_float(input[i]) * reciprocal, table, lane_in_row);
+    const uint32_t high =
+        append_code<kType>(0, to_float(input[i]) * reciprocal, table, lane_in_row);
     packed[i / 2] =
         static_cast<uint8_t>(append_code<kType>(high, low * reciprocal, table, lane_in_row));
   }
@@ -240,9 +243,9 @@ Status quantize(const Quantize4bitParams& p, Stream stream) noexcept {
         int64_t{8} * kThreads * kVectors * kRepeat<T, kLanes, kVectors>;  // elements
     const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
     const int64_t most = multiprocessors() * kCtasPerMultiprocessor;
-    const Status status = launch(quantize_kernel<T, kType, kLanes, kVectors, true>,
-                                 whole < most ? whole : most, kThreads, stream, input, p.numel,
-                                 p.packed, p.absmax, int64_t{0}, whole, kTable);
+    const Status status =
+        launch(quantize_kernel<T, kType, kLanes, kVectors, true>, whole < most ? whole : most,
+               kThreads, stream, input, p.numel, p.packed, p.absmax, int64_t{0}, whole, kTable);
     if (!status.ok()) return status;
     return launch(quantize_kernel<T, kType, kLanes, kVectors, false>, tiles - whole, kThreads,
                   stream, input, p.numel, p.packed, p.absmax, whole, tiles, kTable);

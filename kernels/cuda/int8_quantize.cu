@@ -111,11 +111,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t r = begin; r < end; ++r) q[r * cols + column] = 0;
 }
 
-/// One CTA lists the set flags: every thread counts its own stretch, a scan over the threads gives it
-/// its place.
+/// One CTA lists the set flags: every thread counts its own stretch, a scan over the threads gives
+/// it its place.
 __global__ void __launch_bounds__(kCompactThreads)
-    compact_columns_kernel(const uint8_t* __restrict__ flags, int cols, int32_t* __restrict__ columns,
-                           int32_t* __restrict__ count) {
+    compact_columns_kernel(const uint8_t* __restrict__ flags, int cols,
+                           int32_t* __restrict__ columns, int32_t* __restrict__ count) {
   __shared__ int totals[kCompactThreads / 32];
   const int stretch = (cols + kCompactThreads - 1) / kCompactThreads;
   const int begin = min(static_cast<int>(threadIdx.x) * stretch, cols);

@@ -10,13 +10,14 @@
 
 #include "lowbit/io/safetensors.h"
 #include "scalar.h"
+#include "support/golden_dir.h"
 
 namespace lowbit::kernels::testing {
 
 class Golden {
  public:
   explicit Golden(const std::string& file)
-      : file_(io::SafetensorsFile::open(std::string(LOWBIT_GOLDEN_DIR) + "/" + file)) {}
+      : file_(io::SafetensorsFile::open(lowbit::test::golden_dir() + "/" + file)) {}
 
   template <typename T>
   std::vector<T> get(const std::string& name) const {
