@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "lowbit/kernels/device.h"
 #include "lowbit/version.h"
 #include "ops/parallel.h"
 
