@@ -63,14 +63,14 @@ void dequantize_4bit_out(const at::Tensor& A, const at::Tensor& absmax, int64_t 
 }
 
 at::Tensor linear(const char* op, const char* input_name, const at::Tensor& input,
-                  at::IntArrayRef shape, int64_t blocksize, const at::Tensor& bias,
-                  bool transposed) {
+                  const at::Tensor& weight, at::IntArrayRef shape, int64_t blocksize,
+                  const at::Tensor& bias, bool transposed) {
   LOWBIT_CHECK(shape.size() == 2, op, "shape", "[out_features, in_features]", shape);
   check_shape(op, "shape", shape);
   check_blocksize(op, blocksize);
   const int64_t width = shape[transposed ? 0 : 1], result = shape[transposed ? 1 : 0];
-  check_activations(op, input_name, input, width, input.device());
-  check_bias(op, bias, result, input.device());
+  check_activations(op, input_name, input, width, weight.device());
+  check_bias(op, bias, result, weight.device());
   return empty(with_last(input.sym_sizes(), result), input, input.scalar_type());
 }
 
@@ -80,7 +80,7 @@ at::Tensor linear_4bit(const at::Tensor& input, const at::Tensor& weight, at::In
                        const OptionalTensor& absmax_code, const OptionalTensor& absmax_offset) {
   constexpr const char* kOp = "lowbit::linear_4bit";
   check_quant_type(kOp, quant_type);
-  return linear(kOp, "input", input, shape, blocksize, value_or_undefined(bias), false);
+  return linear(kOp, "input", input, weight, shape, blocksize, value_or_undefined(bias), false);
 }
 
 at::Tensor gemm_4bit(const at::Tensor& A, const at::Tensor& B, at::IntArrayRef shape,
@@ -89,7 +89,7 @@ at::Tensor gemm_4bit(const at::Tensor& A, const at::Tensor& B, at::IntArrayRef s
                      const OptionalTensor& absmax_code, const OptionalTensor& absmax_offset) {
   constexpr const char* kOp = "lowbit::gemm_4bit";
   check_quant_type(kOp, quant_type);
-  return linear(kOp, "A", A, shape, blocksize, value_or_undefined(bias), false);
+  return linear(kOp, "A", A, B, shape, blocksize, value_or_undefined(bias), false);
 }
 
 at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const at::Tensor& weight,
@@ -100,7 +100,7 @@ at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const at::T
                                       const OptionalTensor& absmax_offset) {
   constexpr const char* kOp = "lowbit::linear_4bit_backward_input";
   check_quant_type(kOp, quant_type);
-  return linear(kOp, "grad_output", grad_output, shape, blocksize, {}, true);
+  return linear(kOp, "grad_output", grad_output, weight, shape, blocksize, {}, true);
 }
 
 at::Tensor embedding(const char* op, const at::Tensor& ids, c10::SymInt width,
@@ -124,7 +124,7 @@ at::Tensor embedding_4bit(const at::Tensor& ids, const at::Tensor& weight, at::I
 
 at::Tensor gemv_4bit(const at::Tensor& A, const at::Tensor& B, at::IntArrayRef shape,
                      const at::Tensor& absmax, const at::Tensor& code, int64_t blocksize) {
-  return linear("lowbit::gemv_4bit", "A", A, shape, blocksize, {}, false);
+  return linear("lowbit::gemv_4bit", "A", A, B, shape, blocksize, {}, false);
 }
 
 void gemv_4bit_out(const at::Tensor& A, const at::Tensor& B, at::IntArrayRef shape,

@@ -28,8 +28,9 @@ inline constexpr Tolerance kMatmulGolden{2e-6, 5e-3, 1e-3};
 inline constexpr Tolerance kRoundedWeights{2e-6, 5e-3, 1e-3};
 
 /// LLM.int8() against the reference: the integers are equal, and the reference rounds to float16
-/// (1.4e-4) on its way to any dtype, twice where there is a bias or outliers.
-inline constexpr Tolerance kInt8Golden{5e-4, 3e-3, 6e-4};
+/// (1.4e-4) on its way to any dtype, twice where there is a bias or outliers. In bfloat16 a sum is
+/// rounded by either side (1.1e-3 each, up to 1.7e-3 for mantissas near 1) once or twice.
+inline constexpr Tolerance kInt8Golden{5e-4, 4e-3, 6e-4};
 
 /// The int8 epilogue in float32 against float64.
 inline constexpr Tolerance kInt8Epilogue{3e-7, 2.5e-3, 3e-4};
