@@ -79,9 +79,10 @@ TEST(Linear4bitGolden, OutputsAndGradientsOfTheReferenceLayer) {
 }
 
 TEST_F(Linear4bitTest, AgreesWithFloat64ForAnySize) {
+  // Several outputs each: one alone may be a sum that cancels, whose relative error has no bound.
   const std::vector<std::array<int64_t, 3>> sizes = {
-      {1, 1, 1},     {1, 128, 256}, {2, 48, 96},   {3, 17, 65},  {5, 64, 640}, {7, 33, 1},
-      {16, 128, 64}, {31, 65, 129}, {64, 96, 320}, {1, 1, 4097}, {4, 200, 63}};
+      {1, 16, 1},    {1, 128, 256}, {2, 48, 96},   {3, 17, 65},   {5, 64, 640}, {7, 33, 1},
+      {16, 128, 64}, {31, 65, 129}, {64, 96, 320}, {1, 32, 4097}, {4, 200, 63}};
   for (const auto& [m, n, k] : sizes) {
     for (const bool nested : {false, true}) {
       for (const QuantType type : {QuantType::kNF4, QuantType::kFP4}) {
@@ -89,9 +90,6 @@ TEST_F(Linear4bitTest, AgreesWithFloat64ForAnySize) {
         for (const auto& [name, dtype] : kDtypes) {
           const at::Tensor x = normal({m, k}, dtype);
           const at::Tensor bias = normal({n}, dtype);
-          // A single 16-bit number may be off by half a unit, and more where product and bias
-          // cancel.
-          if (m * n == 1 && dtype != at::kFloat) continue;
           EXPECT_TRUE(is_near(matmul_4bit(x, p.packed, p.state, bias), linear_f64(x, p.truth, bias),
                               kMatmul))
               << name << " " << m << "x" << n << "x" << k << (nested ? " nested" : "");
