@@ -244,7 +244,7 @@ int main(int argc, char** argv) {
     };
 
     for (const int64_t m : tokens) {
-      const int launches = std::max(24, ceil_div(24, copies) * copies > 48 ? 24 : copies);
+      const int launches = std::max(24, copies);
       const double cublas_us = time(std::max(24, dense_copies),
                                     [&](int i) { library(m, dense + (i % dense_copies) * n * k); });
       const double dequantize_us = time(std::max(8, std::min(copies, 16)), [&](int i) {
@@ -262,7 +262,7 @@ int main(int argc, char** argv) {
       const auto report = [&](const Matmul4bitCudaPlan& plan, const char* prefix) {
         void* workspace = plan.workspace_bytes > 0 ? device<char>(plan.workspace_bytes) : nullptr;
         const auto run = [&](bool early) {
-          return time(std::max(launches, copies), [&](int i) {
+          return time(launches, [&](int i) {
             Matmul4bitParams p = params(m, i);
             p.workspace = workspace;
             p.programmatic_launch = early;

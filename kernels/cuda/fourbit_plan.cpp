@@ -29,6 +29,10 @@ Matmul4bitCudaPlan plan_general(const Matmul4bitParams& p) {
   return plan;
 }
 
+int64_t waves(const Matmul4bitCudaPlan& plan, const DeviceProperties& device) {
+  return ceil_div(int64_t{plan.grid_x} * plan.grid_y, device.multiprocessors);
+}
+
 /// The variants worth trying, best first.
 void preferred_variants(const Matmul4bitParams& p, int (&order)[4]) {
   enum { k1W16S3, k1W16S2, k1W8, k8W16S3, k8W16S2, k8W8, k16, k8Fine, k16Fine };
@@ -80,7 +84,7 @@ Matmul4bitCudaPlan plan_small(const Matmul4bitParams& p, const DeviceProperties&
   if (v.blocks > 1 && fits(wave, (limit + 1024) / v.blocks - 1024)) return plan;
   // One wave, or as many as the scales and sums of a block's rows need room.
   for (int64_t grid = wave; !fits(grid, limit) && grid < tiles;) {
-    grid = std::min<int64_t>(grid * 2, tiles);
+    grid = std::min<int64_t>(grid + wave, tiles);
   }
   return plan;
 }
@@ -91,11 +95,16 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
   if (p.k > 0 && device.compute_capability >= 80 && p.m <= 4096 && small_applies(p)) {
     int order[4];
     preferred_variants(p, order);
+    // The first one that needs the fewest waves of blocks.
+    Matmul4bitCudaPlan best;
     for (const int variant : order) {
       if (variant < 0) break;
       const Matmul4bitCudaPlan plan = plan_small(p, device, variant);
-      if (plan.grid_x > 0) return plan;
+      if (plan.grid_x > 0 && (best.grid_x == 0 || waves(plan, device) < waves(best, device))) {
+        best = plan;
+      }
     }
+    if (best.grid_x > 0) return best;
   }
   return plan_general(p);
 }
