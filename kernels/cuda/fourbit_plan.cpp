@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/fourbit_matmul.h"
+#include "cuda/fourbit_mid.h"
 
 namespace lowbit::kernels::cuda {
 namespace {
@@ -54,6 +55,43 @@ void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& devic
   }
 }
 
+// The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by tokens; for a launch;
+// for the sums that a cluster exchanges. R64: the activations are read twice as often.
+constexpr int64_t kMidTileCycles[] = {135, 155, 205, 335};
+constexpr int64_t kMidLaunchCycles = 4500;
+constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
+constexpr int64_t kMidFrom = 9;     // tokens; the small kernel serves fewer
+constexpr int64_t kMidFused = 512;  // tokens, in passes of 128
+
+int mid_token_class(int64_t m) { return m <= 16 ? 0 : m <= 32 ? 1 : m <= 64 ? 2 : 3; }
+
+int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
+                   const DeviceProperties& device) {
+  const MidVariant& v = kMidVariants[plan.id - kMid];
+  const int tokens = mid_token_class(v.tokens);
+  const int64_t tiles = ceil_div(ceil_div(p.k, 64), plan.splits) * v.row_groups;
+  // Blocks of a cluster lie in one group of multiprocessors: some are left over.
+  const int64_t places = plan.splits <= 2 ? device.multiprocessors : device.multiprocessors * 7 / 8;
+  const int64_t rounds = ceil_div(int64_t{plan.grid_x} * plan.grid_y, places);
+  return rounds * (tiles * kMidTileCycles[tokens] * (v.row_groups == 1 ? 11 : 10) / 10 +
+                   kMidLaunchCycles + (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
+}
+
+/// The instance and the split of K with the least estimated time.
+Matmul4bitCudaPlan best_mid(const Matmul4bitParams& p, const DeviceProperties& device) {
+  Matmul4bitCudaPlan best;
+  for (const int r64 : {0, 4}) {
+    for (int splits = 1; splits <= kMidMaxSplits; splits *= 2) {
+      const Matmul4bitCudaPlan plan = plan_mid(p, device, mid_token_class(p.m) + r64, splits);
+      if (plan.grid_x > 0 &&
+          (best.grid_x == 0 || mid_cycles(plan, p, device) < mid_cycles(best, p, device))) {
+        best = plan;
+      }
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 bool small_applies(const Matmul4bitParams& p) noexcept {
@@ -91,9 +129,35 @@ Matmul4bitCudaPlan plan_small(const Matmul4bitParams& p, const DeviceProperties&
   return plan;
 }
 
+bool mid_applies(const Matmul4bitParams& p) noexcept {
+  return small_applies(p) && p.blocksize >= 64 && p.m < (1 << 20);
+}
+
+Matmul4bitCudaPlan plan_mid(const Matmul4bitParams& p, const DeviceProperties& device, int variant,
+                            int splits) noexcept {
+  const MidVariant& v = kMidVariants[variant];
+  Matmul4bitCudaPlan plan;
+  plan.kernel = v.name;
+  plan.id = kMid + variant;
+  plan.fused = p.m <= kMidFused;
+  plan.threads = mid_threads(v);
+  plan.splits = splits;
+  plan.grid_y = static_cast<int32_t>(ceil_div(p.m, v.tokens));
+  plan.shared_bytes = mid_layout(v).bytes;
+  const bool fits = plan.shared_bytes <= device.shared_bytes_per_block &&
+                    ceil_div(p.k, kMidColumns * mid_unit(v)) >= splits;
+  if (fits) plan.grid_x = static_cast<int32_t>(ceil_div(p.n, 64 * v.row_groups) * splits);
+  return plan;
+}
+
 Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
                                     const DeviceProperties& device) noexcept {
   if (p.m <= 0 || p.n <= 0) return {};
+  // wgmma is a matter of sm_90a alone.
+  if (device.compute_capability == 90 && p.k > 0 && p.m >= kMidFrom && mid_applies(p)) {
+    const Matmul4bitCudaPlan plan = best_mid(p, device);
+    if (plan.grid_x > 0) return plan;
+  }
   if (p.k > 0 && device.compute_capability >= 80 && p.m <= 4096 && small_applies(p)) {
     int order[4];
     preferred_variants(p, device, order);
