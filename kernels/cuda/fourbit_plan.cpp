@@ -56,12 +56,16 @@ void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& devic
 }
 
 // The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by tokens; for a launch;
-// for the sums that a cluster exchanges. R64: the activations are read twice as often.
+// for the sums that a cluster exchanges. R64: the activations are read twice as often (tenths).
 constexpr int64_t kMidTileCycles[] = {135, 155, 205, 335};
+constexpr int64_t kMidNarrowTenths[] = {13, 12, 11, 11};
 constexpr int64_t kMidLaunchCycles = 4500;
 constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
-constexpr int64_t kMidFrom = 9;     // tokens; the small kernel serves fewer
-constexpr int64_t kMidFused = 512;  // tokens, in passes of 128
+constexpr int64_t kMidFrom = 9;  // tokens; the small kernel serves fewer
+// Tokens, in passes of 128; the fourth pass makes it as slow as dequantizing (14336 x 4096).
+constexpr int64_t kMidFused = 384;
+// Clusters of eight were never the fastest: few of them find room at a time.
+constexpr int kMidSplitsTried = 4;
 
 int mid_token_class(int64_t m) { return m <= 16 ? 0 : m <= 32 ? 1 : m <= 64 ? 2 : 3; }
 
@@ -73,7 +77,8 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   // Blocks of a cluster lie in one group of multiprocessors: some are left over.
   const int64_t places = plan.splits <= 2 ? device.multiprocessors : device.multiprocessors * 7 / 8;
   const int64_t rounds = ceil_div(int64_t{plan.grid_x} * plan.grid_y, places);
-  return rounds * (tiles * kMidTileCycles[tokens] * (v.row_groups == 1 ? 11 : 10) / 10 +
+  return rounds * (tiles * kMidTileCycles[tokens] *
+                       (v.row_groups == 1 ? kMidNarrowTenths[tokens] : 10) / 10 +
                    kMidLaunchCycles + (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
 }
 
@@ -81,7 +86,7 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
 Matmul4bitCudaPlan best_mid(const Matmul4bitParams& p, const DeviceProperties& device) {
   Matmul4bitCudaPlan best;
   for (const int r64 : {0, 4}) {
-    for (int splits = 1; splits <= kMidMaxSplits; splits *= 2) {
+    for (int splits = 1; splits <= kMidSplitsTried; splits *= 2) {
       const Matmul4bitCudaPlan plan = plan_mid(p, device, mid_token_class(p.m) + r64, splits);
       if (plan.grid_x > 0 &&
           (best.grid_x == 0 || mid_cycles(plan, p, device) < mid_cycles(best, p, device))) {
