@@ -55,6 +55,19 @@ inline Status check(const Matmul4bitParams& p) noexcept {
   return check_scales(p.scales);
 }
 
+/// The backward matmul: input is [m, n], output [m, k].
+inline Status check_backward(const Matmul4bitParams& p) noexcept {
+  if (p.m < 0 || p.n < 0 || p.k < 0) return invalid_argument("m, n or k < 0");
+  if (p.blocksize < 2 || p.blocksize % 2 != 0) {
+    return invalid_argument("blocksize must be even and positive");
+  }
+  if (p.m == 0 || p.k == 0) return ok_status();
+  if (p.output == nullptr) return invalid_argument("null pointer");
+  if (p.n == 0) return ok_status();
+  if (p.input == nullptr || p.packed == nullptr) return invalid_argument("null pointer");
+  return check_scales(p.scales);
+}
+
 inline Status check(const Embedding4bitParams& p) noexcept {
   if (p.count < 0 || p.rows < 0 || p.dim < 0) return invalid_argument("count, rows or dim < 0");
   if (p.blocksize < 2 || p.blocksize % 2 != 0) {
@@ -132,6 +145,26 @@ inline Status check(const DequantizeMatmulParams& p) noexcept {
   if (p.rows < 0 || p.cols < 0) return invalid_argument("rows or cols < 0");
   if (p.rows > 0 && p.cols > 0 &&
       (p.a == nullptr || p.row_stats == nullptr || p.col_stats == nullptr || p.output == nullptr)) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
+inline Status check(const CompactColumnsParams& p) noexcept {
+  if (p.cols < 0) return invalid_argument("cols < 0");
+  if (p.cols > INT32_MAX) return unsupported("more than 2^31 - 1 columns");
+  if (p.count == nullptr || (p.cols > 0 && (p.flags == nullptr || p.columns == nullptr))) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
+inline Status check(const DequantizeMixedParams& p) noexcept {
+  if (const Status status = check(p.matmul); !status.ok()) return status;
+  if (p.k < 0) return invalid_argument("k < 0");
+  if (p.matmul.rows > 0 && p.matmul.cols > 0 &&
+      (p.columns == nullptr || p.count == nullptr ||
+       (p.k > 0 && (p.input == nullptr || p.q == nullptr)))) {
     return invalid_argument("null pointer");
   }
   return ok_status();

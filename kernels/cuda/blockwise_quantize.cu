@@ -1,6 +1,7 @@
 // Block-wise 8-bit quantization through any ascending 256-entry map.
 #include <type_traits>
 
+#include "cuda/common/absmax.cuh"
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/nearest_code.cuh"
@@ -9,62 +10,65 @@
 namespace lowbit::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr float kNothing = -3.402823466e38f;  // absmax of a block that holds only NaN
-constexpr int kCtasPerMultiprocessor = 8;  // the tables are built once a CTA: few, long-lived CTAs
+constexpr int kThreads = 512;
+constexpr int kCtasPerMultiprocessor = 4;  // the table is built once a CTA: few, long-lived CTAs
+constexpr int kTurns = 2;                  // blocks of a lane at once, to have loads in flight
+constexpr int64_t kTile = int64_t{8} * kThreads * kTurns;  // elements of a CTA in a turn
 
-/// kLanes threads share a block of kLanes * kVectors * 8 elements; blocks of more than 256 elements
-/// span warps.
-template <typename T, int kLanes, int kVectors>
+/// kLanes threads share a block of 8 * kLanes elements; blocks of more than 256 elements span warps.
+/// kWhole: all tiles are inside the input, and nothing is checked.
+template <typename T, int kLanes, bool kWhole>
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const T* __restrict__ input, int64_t numel, const float* __restrict__ code,
-                    uint8_t* __restrict__ codes, float* __restrict__ absmax) {
-  constexpr int kBlocksize = kLanes * kVectors * 8;
+                    uint8_t* __restrict__ codes, float* __restrict__ absmax, int64_t first_tile,
+                    int64_t end_tile) {
+  constexpr int kBlocksize = kLanes * 8;
   constexpr int kGroups = kThreads / kLanes;
   __shared__ NearestCode nearest;
   nearest.fill(code);
-  __shared__ float partial[kThreads / 32];
+  __shared__ float partial[kTurns][kThreads / 32];
   const int lane = threadIdx.x % kLanes;
-  const int64_t nblocks = ceil_div(numel, kBlocksize);
-  // Every lane of a warp takes the same number of turns: the shuffles need all of them.
-  for (int64_t base = int64_t{blockIdx.x} * kGroups; base < nblocks;
-       base += int64_t{gridDim.x} * kGroups) {
-    const int64_t block = base + threadIdx.x / kLanes;
-    const int64_t start = block * kBlocksize + lane * 8;
-    Pack8<T> x[kVectors];
-    float largest = kNothing;
+  for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
+    const int64_t start = tile * kTile + threadIdx.x * 8;
+    Pack8<T> x[kTurns][1];
+    float largest[kTurns];
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = start + v * kLanes * 8;
-      x[v] = i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) largest = fmaxf(largest, fabsf(to_float(x[v].values[j])));
+    for (int r = 0; r < kTurns; ++r) {
+      const int64_t i = start + r * kThreads * 8;
+      x[r][0] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
     }
-    largest = group_max<(kLanes < 32 ? kLanes : 32)>(largest);
+    group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
     if constexpr (kLanes > 32) {
       __syncthreads();  // the last turn's readers are done
-      if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = largest;
-      __syncthreads();
 #pragma unroll
-      for (int w = 0; w < kLanes / 32; ++w) {
-        largest = fmaxf(largest, partial[threadIdx.x / kLanes * (kLanes / 32) + w]);
+      for (int r = 0; r < kTurns; ++r) {
+        if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
+      }
+      __syncthreads();
+      const int warp = threadIdx.x / kLanes * (kLanes / 32);
+#pragma unroll
+      for (int r = 0; r < kTurns; ++r) {
+#pragma unroll
+        for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
       }
     }
-    const float reciprocal = fast_reciprocal(largest);
-    if (block < nblocks && lane == 0) absmax[block] = largest;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = start + v * kLanes * 8;
-      uint32_t words[2] = {0, 0};
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        words[j / 4] |= nearest(to_float(x[v].values[j]) * reciprocal) << (8 * (j % 4));
+    for (int r = 0; r < kTurns; ++r) {
+      const int64_t i = start + r * kThreads * 8;
+      const float reciprocal = fast_reciprocal(largest[r]);
+      if (lane == 0 && (kWhole || i < numel)) {
+        absmax[tile * (kGroups * kTurns) + r * kGroups + threadIdx.x / kLanes] = largest[r];
       }
-      if (i + 8 <= numel) {
-        __stcs(reinterpret_cast<uint2*>(codes + i), make_uint2(words[0], words[1]));
+      float y[8];
+      to_floats(x[r][0], y);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) y[j] *= reciprocal;
+      const uint2 words = nearest.eight(y);
+      if (kWhole || i + 8 <= numel) {
+        __stcs(reinterpret_cast<uint2*>(codes + i), words);
       } else {
         for (int j = 0; j < 8 && i + j < numel; ++j) {
-          codes[i + j] = static_cast<uint8_t>(words[j / 4] >> (8 * (j % 4)));
+          codes[i + j] = static_cast<uint8_t>((j < 4 ? words.x : words.y) >> (8 * (j % 4)));
         }
       }
     }
@@ -101,31 +105,35 @@ template <typename T>
 Status quantize(const QuantizeBlockwiseParams& p, Stream stream) noexcept {
   const auto* input = static_cast<const T*>(p.input);
   const int64_t most = multiprocessors() * kCtasPerMultiprocessor;
-  const auto run = [&](auto lanes, auto vectors) {
-    constexpr int kLanes = decltype(lanes)::value, kVectors = decltype(vectors)::value;
-    const int64_t ctas = ceil_div(ceil_div(p.numel, p.blocksize), kThreads / kLanes);
-    return launch(quantize_kernel<T, kLanes, kVectors>, ctas < most ? ctas : most, kThreads, stream,
-                  input, p.numel, p.code, p.codes, p.absmax);
+  const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
+  const auto run = [&](auto lanes) {
+    constexpr int kLanes = decltype(lanes)::value;
+    const Status status = launch(quantize_kernel<T, kLanes, true>, whole < most ? whole : most,
+                                 kThreads, stream, input, p.numel, p.code, p.codes, p.absmax,
+                                 int64_t{0}, whole);
+    if (!status.ok()) return status;
+    return launch(quantize_kernel<T, kLanes, false>, tiles - whole, kThreads, stream, input,
+                  p.numel, p.code, p.codes, p.absmax, whole, tiles);
   };
   if (aligned(p.input, 16) && aligned(p.codes, 8)) {
     using std::integral_constant;
     switch (p.blocksize) {
       case 32:
-        return run(integral_constant<int, 4>{}, integral_constant<int, 1>{});
+        return run(integral_constant<int, 4>{});
       case 64:
-        return run(integral_constant<int, 8>{}, integral_constant<int, 1>{});
+        return run(integral_constant<int, 8>{});
       case 128:
-        return run(integral_constant<int, 16>{}, integral_constant<int, 1>{});
+        return run(integral_constant<int, 16>{});
       case 256:
-        return run(integral_constant<int, 32>{}, integral_constant<int, 1>{});
+        return run(integral_constant<int, 32>{});
       case 512:
-        return run(integral_constant<int, 64>{}, integral_constant<int, 1>{});
+        return run(integral_constant<int, 64>{});
       case 1024:
-        return run(integral_constant<int, 128>{}, integral_constant<int, 1>{});
+        return run(integral_constant<int, 128>{});
       case 2048:
-        return run(integral_constant<int, 256>{}, integral_constant<int, 1>{});
+        return run(integral_constant<int, 256>{});
       case 4096:
-        return run(integral_constant<int, 256>{}, integral_constant<int, 2>{});
+        return run(integral_constant<int, 512>{});
       default:
         break;
     }

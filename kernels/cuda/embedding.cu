@@ -1,4 +1,6 @@
-// Gathers of quantized embedding rows, dequantized on the way. A warp takes a row.
+// Gathers of quantized embedding rows, dequantized on the way. A warp takes a row. An id outside the
+// table reads nothing and gives NaN: a check on the host would have to wait for the device.
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -15,6 +17,13 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 
+__device__ __forceinline__ bool inside(int64_t id, int64_t rows) { return id >= 0 && id < rows; }
+
+template <typename T>
+__device__ void fill_nan(T* output, int64_t dim) {
+  for (int64_t k = threadIdx.x % 32; k < dim; k += 32) output[k] = from_float<T>(NAN);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     embedding_4bit_kernel(Embedding4bitParams p, const __grid_constant__ Table16 code) {
@@ -23,8 +32,10 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (i >= p.count) return;
-  const int64_t begin = p.ids[i] * p.dim;
+  const int64_t id = p.ids[i];
   T* output = static_cast<T*>(p.output) + i * p.dim;
+  if (!inside(id, p.rows)) return fill_nan(output, p.dim);
+  const int64_t begin = id * p.dim;
   for (int64_t k = threadIdx.x % 32; k < p.dim; k += 32) {
     const int64_t flat = begin + k;
     const int byte = p.packed[flat / 2];
@@ -42,8 +53,9 @@ __global__ void __launch_bounds__(kThreads) embedding_int8_kernel(EmbeddingInt8P
   const int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (i >= p.count) return;
   const int64_t id = p.ids[i];
-  const float stat = p.stats[id];
   T* output = static_cast<T*>(p.output) + i * p.dim;
+  if (!inside(id, p.rows)) return fill_nan(output, p.dim);
+  const float stat = p.stats[id];
   for (int64_t k = threadIdx.x % 32; k < p.dim; k += 32) {
     output[k] = from_float<T>(dequantize_int8_element(p.q[id * p.dim + k], stat));
   }

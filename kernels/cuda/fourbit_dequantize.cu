@@ -13,9 +13,13 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kUnroll = 4;  // four bytes of codes, eight elements, each
 
-/// The table in shared memory: sixteen words lie in sixteen banks, so reads never conflict.
-__device__ __forceinline__ void fill_table(float* shared, const Table16& table) {
-  if (threadIdx.x < 16) shared[threadIdx.x] = table.values[threadIdx.x];
+/// The table in shared memory: sixteen words lie in sixteen banks, so reads never conflict. `custom`
+/// (device memory) replaces it unless null.
+__device__ __forceinline__ void fill_table(float* shared, const Table16& table,
+                                           const float* custom) {
+  if (threadIdx.x < 16) {
+    shared[threadIdx.x] = custom != nullptr ? custom[threadIdx.x] : table.values[threadIdx.x];
+  }
   __syncthreads();
 }
 
@@ -23,9 +27,10 @@ __device__ __forceinline__ void fill_table(float* shared, const Table16& table) 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     dequantize_kernel(const uint32_t* __restrict__ packed, BlockScales scales, int64_t numel,
-                      int shift, T* __restrict__ output, const __grid_constant__ Table16 code) {
+                      int shift, T* __restrict__ output, const __grid_constant__ Table16 code,
+                      const float* __restrict__ custom) {
   __shared__ float table[16];
-  fill_table(table, code);
+  fill_table(table, code, custom);
   const int64_t words = numel / 8;
   const int64_t first = int64_t{blockIdx.x} * kThreads * kUnroll + threadIdx.x;
   uint32_t codes[kUnroll];
@@ -64,9 +69,10 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     dequantize_general_kernel(const uint8_t* __restrict__ packed, BlockScales scales, int64_t numel,
                               int64_t blocksize, T* __restrict__ output,
-                              const __grid_constant__ Table16 code) {
+                              const __grid_constant__ Table16 code,
+                      const float* __restrict__ custom) {
   __shared__ float table[16];
-  fill_table(table, code);
+  fill_table(table, code, custom);
   const int64_t i = 2 * (int64_t{blockIdx.x} * kThreads + threadIdx.x);
   if (i >= numel) return;
   const float scale =
@@ -82,7 +88,6 @@ bool power_of_two(int64_t x) { return (x & (x - 1)) == 0; }
 
 Status dequantize_4bit(const Dequantize4bitParams& p, Stream stream) noexcept {
   if (const Status status = check(p); !status.ok()) return status;
-  if (p.code != nullptr) return unsupported("tables other than NF4 and FP4");
   Table16 table;
   std::memcpy(table.values, p.quant_type == QuantType::kNF4 ? codebook::kNf4 : codebook::kFp4,
               sizeof table.values);
@@ -96,10 +101,10 @@ Status dequantize_4bit(const Dequantize4bitParams& p, Stream stream) noexcept {
       const int64_t grid = p.numel == 0 ? 0 : ceil_div(ceil_div(p.numel, 8), kThreads * kUnroll);
       return launch(dequantize_kernel<T>, grid, kThreads, stream,
                     reinterpret_cast<const uint32_t*>(p.packed), p.scales, p.numel, shift, output,
-                    table);
+                    table, p.code);
     }
     return launch(dequantize_general_kernel<T>, ceil_div(ceil_div(p.numel, 2), kThreads), kThreads,
-                  stream, p.packed, p.scales, p.numel, p.blocksize, output, table);
+                  stream, p.packed, p.scales, p.numel, p.blocksize, output, table, p.code);
   });
 }
 

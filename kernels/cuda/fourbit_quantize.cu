@@ -1,12 +1,20 @@
 // NF4/FP4 quantization. Memory-bound: the aim is the copy bandwidth, so the code of an element must
 // cost about ten instructions. Fifteen compares would take twice the time of the traffic; instead
-// the range [-1, 1] is cut in 32 buckets, round(y * scale) + 16, with a scale at which no bucket
-// holds two thresholds: code = base + (y > threshold). One fused multiply-add leaves the bucket in
-// the low mantissa bits; the closest threshold lies 0.07 of a bucket from an edge, so the rounding
-// of that step cannot matter (make_buckets checks it).
+// the range is cut in buckets so fine that none holds two thresholds: one compare is left.
+//
+// The bucket comes from one fused multiply-add, 128 * (y * scale + origin) + 1.5 * 2^23, whose low
+// mantissa bits are the rounded integer: bits 7 to 11 of it are the bucket, and at the same time the
+// byte offset of its row in shared memory. A row holds sixteen copies, one for each lane of a
+// half-warp, so that 8-byte reads never conflict; masking in the lane costs nothing (one LOP3).
+// The closest threshold lies a tenth of a bucket from an edge at least, so the rounding of that step
+// cannot matter (make_buckets checks it). NaN has all bits set: bucket 31, which is kept for it.
+//
+// A bucket holds the codes on both sides of its threshold in the top bits of a word; a compare
+// chooses by shifting, and a funnel shift appends the code to those before it.
 #include <type_traits>
 
 #include "codebook.h"
+#include "cuda/common/absmax.cuh"
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "validate.h"
@@ -16,16 +24,22 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBuckets = 32;
-constexpr int kCopies = 16;  // one per lane of a half-warp: 8-byte reads without bank conflicts
+constexpr int kCopies = 16;
+constexpr int kCtasPerMultiprocessor = 8;  // the table is filled once a CTA: few, long-lived CTAs
 
 template <QuantType kType>
-constexpr float kBucketScale = kType == QuantType::kNF4 ? 14.6f : 14.12f;
+constexpr bool kSigned = kType == QuantType::kNF4;
+/// Buckets a unit of y, and the bucket of y = 0: NF4's buckets cover [-1, 1], FP4's the magnitudes.
+template <QuantType kType>
+constexpr float kScale = kSigned<kType> ? 11.208f : 23.926f;
+template <QuantType kType>
+constexpr float kOrigin = kSigned<kType> ? 16.0f : 0.5f;
 
-/// A bucket: the threshold inside it (+inf when there is none) and the number of thresholds below
-/// it.
+/// The threshold inside (+inf when there is none), and the codes of what lies not above it (bits 28
+/// to 31) and above it (bits 24 to 27).
 struct Bucket {
   float threshold;
-  int base;
+  uint32_t codes;
 };
 struct BucketTable {
   Bucket buckets[kBuckets];
@@ -35,27 +49,36 @@ struct BucketTable {
 template <QuantType kType>
 constexpr BucketTable make_buckets() {
   constexpr bool kNf4 = kType == QuantType::kNF4;
+  constexpr int kThresholds = kNf4 ? 15 : 7;
+  const auto code = [](int rank) {
+    return static_cast<uint32_t>(kNf4 ? rank : codebook::kFp4Ascending[rank]);
+  };
   BucketTable table{};
   for (int b = 0; b < kBuckets; ++b) {
-    Bucket bucket{codebook::from_bits(0x7f800000), 0};
-    int inside = 0;
-    for (int k = 0; k < (kNf4 ? 15 : 7); ++k) {
-      const float threshold = kNf4 ? codebook::kNf4Thresholds[k] : codebook::kFp4Thresholds[k];
-      const double place = static_cast<double>(threshold) * kBucketScale<kType> + 16.0 - b;
-      if (place > 0.45 && place < 0.55) table.exact = false;  // on a bucket's edge
-      if (place < -0.5) {
-        ++bucket.base;
-      } else if (place < 0.5) {
+    int rank = 0, inside = 0;
+    float threshold = codebook::from_bits(0x7f800000);
+    for (int k = 0; k < kThresholds; ++k) {
+      const float t = kNf4 ? codebook::kNf4Thresholds[k] : codebook::kFp4Thresholds[k];
+      const double place = static_cast<double>(t) * kScale<kType> + kOrigin<kType> - b;
+      // The edges lie half a 128th below the integers: what is rounded is 128 times the place.
+      if (place > -0.1 && place < 0.1) table.exact = false;
+      if (place < 0.0) {
+        ++rank;
+      } else if (place < 1.0) {
         if (++inside > 1) table.exact = false;
-        bucket.threshold = threshold;
+        threshold = t;
       }
     }
-    table.buckets[b] = bucket;
+    const uint32_t above = code(rank + inside);
+    table.buckets[b] = {threshold, code(rank) << 28 | above << 24};
   }
+  // y reaches a few units in the last place beyond 1; the last bucket is NaN's.
+  if (1.01 * kScale<kType> + kOrigin<kType> >= kBuckets - 1) table.exact = false;
+  table.buckets[kBuckets - 1] = {codebook::from_bits(0x7f800000), 0};
   return table;
 }
 
-/// The table in shared memory, replicated so that every lane reads its own banks.
+/// The table in shared memory.
 struct SharedBuckets {
   Bucket rows[kBuckets][kCopies];
   __device__ void fill(const BucketTable& table) {
@@ -65,115 +88,113 @@ struct SharedBuckets {
     __syncthreads();
   }
 };
+static_assert(sizeof(SharedBuckets::rows[0]) == 128);
 
-/// The bucket of y in [-1, 1]: adding 1.5 * 2^23 leaves the rounded integer in the low bits of the
-/// mantissa.
-template <QuantType kType>
-__device__ __forceinline__ Bucket bucket_of(float y, const SharedBuckets& table) {
-  constexpr float kMagic = 12582912.0f;
-  constexpr uint32_t kMagicBits = 0x4b400000u;
-  const uint32_t index = __float_as_uint(fmaf(y, kBucketScale<kType>, kMagic + 16.0f)) - kMagicBits;
-  return table.rows[index][threadIdx.x % kCopies];
+/// What a lane carries: its place in every row.
+__device__ __forceinline__ uint32_t lane_offset() {
+  const uint32_t offset = threadIdx.x % kCopies * static_cast<uint32_t>(sizeof(Bucket));
+  // From its own lane: a value that the compiler knows nothing of is not computed again at every use.
+  return __shfl_sync(0xffffffffu, offset, threadIdx.x % 32);
 }
 
 template <QuantType kType>
-__device__ __forceinline__ uint32_t code_of(float y, const SharedBuckets& table) {
-  if constexpr (kType == QuantType::kNF4) {
-    // NaN has code 0: the maximum takes its bucket to 0, and the compare with the NaN itself fails.
-    const Bucket bucket = bucket_of<kType>(fmaxf(y, -1.0f), table);
-    return bucket.base + (y > bucket.threshold);
-  } else {
-    const float magnitude = fmaxf(fabsf(y), 0.0f);  // 0 for NaN
-    const Bucket bucket = bucket_of<kType>(magnitude, table);
-    // Rank to code through the nibbles of a constant: {0, 1, 6, 7, 4, 5, 2, 3}.
-    const uint32_t rank = bucket.base + (magnitude > bucket.threshold);
-    return (0x32547610u >> (4 * rank) & 7u) | (y < 0.0f ? 8u : 0u);
+__device__ __forceinline__ uint2 bucket_of(float y, const SharedBuckets& table, uint32_t lane) {
+  constexpr float kMagic = 12582912.0f;
+  const float place = fmaf(y, 128.0f * kScale<kType>, kMagic + 128.0f * kOrigin<kType>);
+  const uint32_t offset = (__float_as_uint(place) & (kBuckets - 1) * 128u) | lane;
+  return *reinterpret_cast<const uint2*>(reinterpret_cast<const char*>(table.rows) + offset);
+}
+
+/// codes * 16 + the code of y. NaN has code 0.
+template <QuantType kType>
+__device__ __forceinline__ uint32_t append_code(uint32_t codes, float y, const SharedBuckets& table,
+                                                uint32_t lane) {
+  const float place = kSigned<kType> ? y : fabsf(y);
+  uint2 bucket = bucket_of<kType>(place, table, lane);
+  if (place > __uint_as_float(bucket.x)) bucket.y <<= 4;
+  if constexpr (!kSigned<kType>) {
+    if (y < 0.0f) bucket.y |= 0x80000000u;
   }
+  return __funnelshift_l(bucket.y, codes, 4);
 }
 
 /// Eight codes in memory order: element 0 in the high nibble of byte 0.
 template <QuantType kType, typename T>
 __device__ __forceinline__ uint32_t encode8(const Pack8<T>& x, float reciprocal,
-                                            const SharedBuckets& table) {
-  uint32_t packed = 0;
+                                            const SharedBuckets& table, uint32_t lane) {
+  float values[8];
+  to_floats(x, values);
+  uint32_t codes = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    packed |= code_of<kType>(to_float(x.values[i]) * reciprocal, table) << (4 * (i ^ 1));
+    codes = append_code<kType>(codes, values[i ^ 6] * reciprocal, table, lane);
   }
-  return packed;
+  return codes;
 }
-
-template <typename T>
-__device__ __forceinline__ float absmax8(const Pack8<T>& x, float initial) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) initial = fmaxf(initial, fabsf(to_float(x.values[i])));
-  return initial;
-}
-
-// A block of only NaN has this absmax.
-constexpr float kNothing = -3.402823466e38f;
 
 /// kLanes lanes share a quantization block; each holds kVectors times eight elements. With one
-/// vector a lane works on kRepeat blocks at once, to have several loads in flight.
-template <typename T, QuantType kType, int kLanes, int kVectors>
+/// vector a lane works on kRepeat blocks at once, to have several loads in flight. A tile is what a
+/// CTA does in a turn. kWhole: all tiles are inside the input, and nothing is checked.
+template <typename T, int kLanes, int kVectors>
+constexpr int kRepeat = kVectors >= 4 ? 1 : (sizeof(T) == 4 ? 2 : 4) / kVectors;
+
+template <typename T, QuantType kType, int kLanes, int kVectors, bool kWhole>
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const T* __restrict__ input, int64_t numel, uint8_t* __restrict__ packed,
-                    float* __restrict__ absmax, const __grid_constant__ BucketTable buckets) {
+                    float* __restrict__ absmax, int64_t first_tile, int64_t end_tile,
+                    const __grid_constant__ BucketTable buckets) {
   constexpr int kBlocksize = kLanes * kVectors * 8;
-  constexpr int kRepeat = kVectors >= 4 ? 1 : 4 / kVectors;
+  constexpr int kTurns = kRepeat<T, kLanes, kVectors>;
   constexpr int kGroups = kThreads / kLanes;
   __shared__ SharedBuckets table;
   table.fill(buckets);
-
-  __shared__ float partial[kRepeat][kThreads / 32];
+  __shared__ float partial[kTurns][kThreads / 32];
 
   const int lane = threadIdx.x % kLanes;
-  const int64_t nblocks = ceil_div(numel, kBlocksize);
-  const int64_t first = int64_t{blockIdx.x} * kGroups * kRepeat + threadIdx.x / kLanes;
-  Pack8<T> x[kRepeat][kVectors];
+  const uint32_t lane_in_row = lane_offset();
+  for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
+    const int64_t first = tile * (kGroups * kTurns) + threadIdx.x / kLanes;
+    const int64_t start = first * kBlocksize + lane * 8;
+    Pack8<T> x[kTurns][kVectors];
 #pragma unroll
-  for (int r = 0; r < kRepeat; ++r) {
-    const int64_t start = (first + r * kGroups) * kBlocksize + lane * 8;
+    for (int r = 0; r < kTurns; ++r) {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = start + v * kLanes * 8;
-      x[r][v] = i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t i = start + r * kGroups * kBlocksize + v * kLanes * 8;
+        x[r][v] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
+      }
     }
-  }
-  float largest[kRepeat];
-#pragma unroll
-  for (int r = 0; r < kRepeat; ++r) {
-    largest[r] = kNothing;
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) largest[r] = absmax8(x[r][v], largest[r]);
-    largest[r] = group_max<(kLanes < 32 ? kLanes : 32)>(largest[r]);
+    float largest[kTurns];
+    group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
     if constexpr (kLanes > 32) {
-      if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
+      __syncthreads();  // the last turn's readers are done
+#pragma unroll
+      for (int r = 0; r < kTurns; ++r) {
+        if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
+      }
+      __syncthreads();
+      const int warp = threadIdx.x / kLanes * (kLanes / 32);
+#pragma unroll
+      for (int r = 0; r < kTurns; ++r) {
+#pragma unroll
+        for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
+      }
     }
-  }
-  if constexpr (kLanes > 32) {
-    __syncthreads();
-    const int warp = threadIdx.x / kLanes * (kLanes / 32);
 #pragma unroll
-    for (int r = 0; r < kRepeat; ++r) {
+    for (int r = 0; r < kTurns; ++r) {
+      const float reciprocal = fast_reciprocal(largest[r]);
+      const int64_t block = first + r * kGroups;
+      if (lane == 0 && (kWhole || block * kBlocksize < numel)) absmax[block] = largest[r];
 #pragma unroll
-      for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kRepeat; ++r) {
-    const int64_t block = first + r * kGroups;
-    const float reciprocal = fast_reciprocal(largest[r]);
-    if (block < nblocks && lane == 0) absmax[block] = largest[r];
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = block * kBlocksize + lane * 8 + v * kLanes * 8;
-      const uint32_t codes = encode8<kType>(x[r][v], reciprocal, table);
-      if (i + 8 <= numel) {
-        __stcs(reinterpret_cast<uint32_t*>(packed + i / 2), codes);
-      } else {
-        for (int byte = 0; byte < 4 && i + 2 * byte < numel; ++byte) {
-          packed[i / 2 + byte] = static_cast<uint8_t>(codes >> (8 * byte));
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t i = start + r * kGroups * kBlocksize + v * kLanes * 8;
+        const uint32_t codes = encode8<kType>(x[r][v], reciprocal, table, lane_in_row);
+        if (kWhole || i + 8 <= numel) {
+          __stcs(reinterpret_cast<uint32_t*>(packed + i / 2), codes);
+        } else {
+          for (int byte = 0; byte < 4 && i + 2 * byte < numel; ++byte) {
+            packed[i / 2 + byte] = static_cast<uint8_t>(codes >> (8 * byte));
+          }
         }
       }
     }
@@ -189,6 +210,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ SharedBuckets table;
   table.fill(buckets);
   const int lane = threadIdx.x % 32;
+  const uint32_t lane_in_row = lane_offset();
   const int64_t block = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
   const int64_t begin = block * blocksize;
   if (begin >= numel) return;
@@ -201,9 +223,9 @@ __global__ void __launch_bounds__(kThreads)
   const float reciprocal = fast_reciprocal(largest);
   for (int64_t i = begin + 2 * lane; i < end; i += 64) {
     const float low = i + 1 < end ? to_float(input[i + 1]) : 0.0f;
+    const uint32_t high = append_code<kType>(0, to_float(input[i]) * reciprocal, table, lane_in_row);
     packed[i / 2] =
-        static_cast<uint8_t>(code_of<kType>(to_float(input[i]) * reciprocal, table) << 4 |
-                             code_of<kType>(low * reciprocal, table));
+        static_cast<uint8_t>(append_code<kType>(high, low * reciprocal, table, lane_in_row));
   }
 }
 
@@ -214,10 +236,16 @@ Status quantize(const Quantize4bitParams& p, Stream stream) noexcept {
   const auto* input = static_cast<const T*>(p.input);
   const auto run = [&](auto lanes, auto vectors) {
     constexpr int kLanes = decltype(lanes)::value, kVectors = decltype(vectors)::value;
-    constexpr int64_t kPerCta = (kThreads / kLanes) * (kVectors >= 4 ? 1 : 4 / kVectors);
-    return launch(quantize_kernel<T, kType, kLanes, kVectors>,
-                  ceil_div(ceil_div(p.numel, p.blocksize), kPerCta), kThreads, stream, input,
-                  p.numel, p.packed, p.absmax, kTable);
+    constexpr int64_t kTile =
+        int64_t{8} * kThreads * kVectors * kRepeat<T, kLanes, kVectors>;  // elements
+    const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
+    const int64_t most = multiprocessors() * kCtasPerMultiprocessor;
+    const Status status = launch(quantize_kernel<T, kType, kLanes, kVectors, true>,
+                                 whole < most ? whole : most, kThreads, stream, input, p.numel,
+                                 p.packed, p.absmax, int64_t{0}, whole, kTable);
+    if (!status.ok()) return status;
+    return launch(quantize_kernel<T, kType, kLanes, kVectors, false>, tiles - whole, kThreads,
+                  stream, input, p.numel, p.packed, p.absmax, whole, tiles, kTable);
   };
   if (aligned(p.input, 16) && aligned(p.packed, 4)) {
     using std::integral_constant;

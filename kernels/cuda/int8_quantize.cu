@@ -1,5 +1,5 @@
-// LLM.int8() on the device: row-wise quantization with outliers marked as they are met, and the two
-// epilogues.
+// LLM.int8() on the device: row-wise quantization with outliers marked as they are met, the list of
+// outlier columns, column-wise quantization.
 #include <cuda_fp16.h>
 
 #include <type_traits>
@@ -14,6 +14,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
+constexpr int kCompactThreads = 1024;
+constexpr int64_t kRowsPerSlice = 64;  // of the kernels that walk columns
 
 __device__ __forceinline__ bool outlier(float x, float threshold) {
   return threshold > 0.0f && fabsf(x) >= threshold;
@@ -109,23 +111,67 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t r = begin; r < end; ++r) q[r * cols + column] = 0;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) dequantize_rowwise_kernel(DequantizeRowwiseParams p) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= p.rows * p.cols) return;
-  const float product = __fmul_rn(static_cast<float>(p.q[i]), p.stats[i / p.cols]);
-  static_cast<T*>(p.output)[i] = from_float<T>(__fmul_rn(product, kInv127));
+/// One CTA lists the set flags: every thread counts its own stretch, a scan over the threads gives it
+/// its place.
+__global__ void __launch_bounds__(kCompactThreads)
+    compact_columns_kernel(const uint8_t* __restrict__ flags, int cols, int32_t* __restrict__ columns,
+                           int32_t* __restrict__ count) {
+  __shared__ int totals[kCompactThreads / 32];
+  const int stretch = (cols + kCompactThreads - 1) / kCompactThreads;
+  const int begin = min(static_cast<int>(threadIdx.x) * stretch, cols);
+  const int end = min(begin + stretch, cols);
+  int mine = 0;
+  for (int c = begin; c < end; ++c) mine += flags[c] != 0;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int sum = mine;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int below = __shfl_up_sync(0xffffffffu, sum, offset);
+    if (lane >= offset) sum += below;
+  }
+  if (lane == 31) totals[warp] = sum;
+  __syncthreads();
+  int place = sum - mine;
+  for (int w = 0; w < warp; ++w) place += totals[w];
+  if (threadIdx.x == kCompactThreads - 1) *count = place + mine;
+  for (int c = begin; c < end; ++c) {
+    if (flags[c] != 0) columns[place++] = c;
+  }
 }
 
-template <typename T, typename B>
-__global__ void __launch_bounds__(kThreads) dequantize_matmul_kernel(DequantizeMatmulParams p) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= p.rows * p.cols) return;
-  const int64_t column = i % p.cols;
-  const float bias = p.bias == nullptr ? 0.0f : to_float(static_cast<const B*>(p.bias)[column]);
-  const float scaled = __fmul_rn(__fmul_rn(static_cast<float>(p.a[i]), p.row_stats[i / p.cols]),
-                                 p.col_stats[column]);
-  static_cast<T*>(p.output)[i] = from_float<T>(__fmaf_rn(scaled, kInv127Squared, bias));
+/// A thread a column and a slice of the rows. Magnitudes are not negative, so their bits order as
+/// integers do. stats holds zeros before.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    column_stats_kernel(QuantizeColwiseParams p, float threshold, unsigned column_ctas) {
+  const int64_t column = int64_t{blockIdx.x % column_ctas} * kThreads + threadIdx.x;
+  if (column >= p.cols) return;
+  const int64_t begin = blockIdx.x / column_ctas * kRowsPerSlice;
+  const int64_t end = min(begin + kRowsPerSlice, p.rows);
+  const T* input = static_cast<const T*>(p.input);
+  float largest = 0.0f;
+  for (int64_t r = begin; r < end; ++r) {
+    const float x = to_float(input[r * p.input_stride + column]);
+    if (!outlier(x, threshold)) largest = fmaxf(largest, fabsf(x));
+  }
+  atomicMax(reinterpret_cast<int*>(p.stats + column), __float_as_int(largest));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    quantize_colwise_kernel(QuantizeColwiseParams p, float threshold, unsigned column_ctas) {
+  const int64_t column = int64_t{blockIdx.x % column_ctas} * kThreads + threadIdx.x;
+  if (column >= p.cols) return;
+  const int64_t begin = blockIdx.x / column_ctas * kRowsPerSlice;
+  const int64_t end = min(begin + kRowsPerSlice, p.rows);
+  const T* input = static_cast<const T*>(p.input);
+  const float stat = p.stats[column];
+  for (int64_t r = begin; r < end; ++r) {
+    const float x = to_float(input[r * p.input_stride + column]);
+    const float product = to_float(from_float<T>(x * 127.0f));
+    p.q[r * p.cols + column] =
+        static_cast<int8_t>(outlier(x, threshold) ? 0 : round_int8(__fdiv_rn(product, stat)));
+  }
 }
 
 }  // namespace
@@ -147,29 +193,32 @@ Status quantize_rowwise(const QuantizeRowwiseParams& p, Stream stream) noexcept 
 Status zero_outlier_columns(const QuantizeRowwiseParams& p, Stream stream) noexcept {
   if (const Status status = check(p); !status.ok()) return status;
   if (p.outlier_columns == nullptr || p.rows == 0 || p.cols == 0) return ok_status();
-  constexpr int64_t kRowsPerSlice = 64;
   const int64_t column_ctas = ceil_div(p.cols, kThreads);
   return launch(zero_columns_kernel, column_ctas * ceil_div(p.rows, kRowsPerSlice), kThreads,
                 stream, p.outlier_columns, p.rows, p.cols, kRowsPerSlice, column_ctas, p.q);
 }
 
-Status dequantize_rowwise(const DequantizeRowwiseParams& p, Stream stream) noexcept {
+Status compact_columns(const CompactColumnsParams& p, Stream stream) noexcept {
   if (const Status status = check(p); !status.ok()) return status;
-  return visit_device_dtype(p.output_dtype, [&](auto* tag) {
-    return launch(dequantize_rowwise_kernel<std::remove_pointer_t<decltype(tag)>>,
-                  ceil_div(p.rows * p.cols, kThreads), kThreads, stream, p);
-  });
+  return launch(compact_columns_kernel, 1, kCompactThreads, stream, p.flags,
+                static_cast<int>(p.cols), p.columns, p.count);
 }
 
-Status dequantize_matmul(const DequantizeMatmulParams& p, Stream stream) noexcept {
+Status quantize_colwise(const QuantizeColwiseParams& p, Stream stream) noexcept {
   if (const Status status = check(p); !status.ok()) return status;
-  return visit_device_dtype(p.output_dtype, [&](auto* output_tag) {
-    using T = std::remove_pointer_t<decltype(output_tag)>;
-    return visit_device_dtype(p.bias_dtype, [&](auto* bias_tag) {
-      using B = std::remove_pointer_t<decltype(bias_tag)>;
-      return launch(dequantize_matmul_kernel<T, B>, ceil_div(p.rows * p.cols, kThreads), kThreads,
-                    stream, p);
-    });
+  if (p.cols == 0) return ok_status();
+  if (const Status status = zero_bytes(p.stats, p.cols * 4, stream); !status.ok()) return status;
+  if (p.rows == 0) return ok_status();
+  const float threshold = rounded_threshold(p.threshold);
+  const int64_t column_ctas = ceil_div(p.cols, kThreads);
+  const int64_t grid = column_ctas * ceil_div(p.rows, kRowsPerSlice);
+  return visit_device_dtype(p.input_dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const Status status = launch(column_stats_kernel<T>, grid, kThreads, stream, p, threshold,
+                                 static_cast<unsigned>(column_ctas));
+    return status.ok() ? launch(quantize_colwise_kernel<T>, grid, kThreads, stream, p, threshold,
+                                static_cast<unsigned>(column_ctas))
+                       : status;
   });
 }
 

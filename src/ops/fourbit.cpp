@@ -1,16 +1,17 @@
-// NF4 and FP4 on the CPU: threads and memory around the kernels.
+// NF4 and FP4: memory and devices around the kernels.
 #include "lowbit/kernels/fourbit.h"
 
 #include <torch/library.h>
 
-#include "ops/cpu.h"
+#include "ops/device.h"
+#include "ops/direct.h"
+#include "ops/fourbit_cuda.h"
 #include "ops/operands.h"
-#include "ops/parallel.h"
 #include "ops/rows.h"
 #include "ops/weight.h"
 
 namespace lowbit::ops {
-namespace cpu {
+namespace direct {
 namespace {
 
 using kernels::Matmul4bitParams;
@@ -38,7 +39,7 @@ Product make_product(const char* op, const at::Tensor& input, const Rows& rows, 
                      const at::Tensor& bias) {
   check_bias(op, bias, w.rows, w.packed.device());
   Product product{matmul_params(rows, input.scalar_type(), w),
-                  empty_cpu(with_last(input.sizes(), w.rows), input.scalar_type()),
+                  empty(with_last(input.sizes(), w.rows), input.scalar_type(), input.device()),
                   bias.defined() ? bias.contiguous() : bias};
   product.params.output = product.output.mutable_data_ptr();
   if (bias.defined()) {
@@ -48,7 +49,7 @@ Product make_product(const char* op, const at::Tensor& input, const Rows& rows, 
   return product;
 }
 
-void run(const char* op, Matmul4bitParams params) {
+void run_on_cpu(const char* op, Matmul4bitParams params) {
   const kernels::Matmul4bitPlan plan = kernels::cpu::plan_matmul_4bit(params);
   const Workspace workspace(plan.workspace_bytes);
   params.workspace = workspace.data();
@@ -68,10 +69,9 @@ void dequantize_into(const char* op, const Weight4bit& w, const at::Tensor& outp
                                              .quant_type = kernel_type(w.quant_type),
                                              .output = output.mutable_data_ptr(),
                                              .output_dtype = kernel_dtype(output.scalar_type())};
-  for_units(op, kernels::ceil_div(params.numel, params.blocksize), grain_of(params.blocksize),
-            [&](int64_t begin, int64_t end) {
-              return kernels::cpu::dequantize_4bit(params, begin, end);
-            });
+  run(op, output.device(), params,
+      {kernels::ceil_div(params.numel, params.blocksize), grain_of(params.blocksize)},
+      &kernels::cpu::dequantize_4bit, LOWBIT_CUDA_KERNEL(dequantize_4bit));
 }
 
 }  // namespace
@@ -82,13 +82,26 @@ at::Tensor linear_4bit(const char* op, const char* argument, const at::Tensor& i
   const Rows rows = as_rows(input, w.cols);
   Product product = make_product(op, input, rows, w, bias);
   product.params.code = code;
-  if (product.output.numel() > 0) run(op, product.params);
+  if (product.output.numel() == 0) return product.output;
+  if constexpr (kHasCuda) {
+    if (input.is_cuda()) {
+      cuda::linear_4bit(op, product.params, rows, product.bias, product.output);
+      return product.output;
+    }
+  }
+  run_on_cpu(op, product.params);
   return product.output;
 }
 
 void linear_4bit_group(const at::Tensor& input, c10::ArrayRef<const Weight4bit*> weights,
                        c10::ArrayRef<at::Tensor> biases, at::Tensor* outputs) {
   constexpr const char* kOp = "lowbit::linear_4bit";
+  if (!input.is_cpu()) {  // a launch costs less than what the group saves on threads
+    for (size_t i = 0; i < weights.size(); ++i) {
+      outputs[i] = linear_4bit(kOp, "input", input, *weights[i], biases[i]);
+    }
+    return;
+  }
   c10::SmallVector<at::Tensor, 4> dense_biases;
   c10::SmallVector<Matmul4bitParams, 4> params;
   Rows rows;
@@ -107,7 +120,7 @@ void linear_4bit_group(const at::Tensor& input, c10::ArrayRef<const Weight4bit*>
   for (Matmul4bitParams& p : params) p.input = rows.data;
   const kernels::Matmul4bitPlan plan = kernels::cpu::plan_matmul_4bit_group(params.data(), count);
   if (plan.units == 0) {
-    for (const Matmul4bitParams& p : params) run(kOp, p);
+    for (const Matmul4bitParams& p : params) run_on_cpu(kOp, p);
     return;
   }
   const Workspace workspace(plan.workspace_bytes);
@@ -124,10 +137,17 @@ at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const Weigh
   constexpr const char* kOp = "lowbit::linear_4bit_backward_input";
   check_activations(kOp, "grad_output", grad_output, w.rows, w.packed.device());
   const Rows rows = as_rows(grad_output, w.rows);
-  at::Tensor output = empty_cpu(with_last(grad_output.sizes(), w.cols), grad_output.scalar_type());
+  at::Tensor output =
+      empty(with_last(grad_output.sizes(), w.cols), grad_output.scalar_type(), w.packed.device());
   if (output.numel() == 0) return output;
   Matmul4bitParams params = matmul_params(rows, grad_output.scalar_type(), w);
   params.output = output.mutable_data_ptr();
+  if constexpr (kHasCuda) {
+    if (output.is_cuda()) {
+      cuda::linear_4bit_backward_input(kOp, params, rows, output);
+      return output;
+    }
+  }
   constexpr int64_t kSlice = 64;  // the kernel's unit
   for_units(kOp, kernels::ceil_div(w.cols, kSlice), grain_of(kSlice * rows.count * w.rows),
             [&](int64_t begin, int64_t end) {
@@ -143,7 +163,7 @@ at::Tensor embedding_4bit(const at::Tensor& ids, const Weight4bit& table, at::Sc
   const at::Tensor indices = checked_ids(kOp, ids, table.rows);
   at::DimVector sizes(ids.sizes());
   sizes.push_back(table.cols);
-  at::Tensor output = empty_cpu(sizes, dtype);
+  at::Tensor output = empty(sizes, dtype, ids.device());
   const kernels::Embedding4bitParams params{
       .ids = static_cast<const int64_t*>(indices.const_data_ptr()),
       .count = ids.numel(),
@@ -155,21 +175,20 @@ at::Tensor embedding_4bit(const at::Tensor& ids, const Weight4bit& table, at::Sc
       .quant_type = kernel_type(table.quant_type),
       .output = output.mutable_data_ptr(),
       .output_dtype = kernel_dtype(dtype)};
-  for_units(kOp, params.count, grain_of(params.dim), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::embedding_4bit(params, begin, end);
-  });
+  run(kOp, ids.device(), params, {params.count, grain_of(params.dim)},
+      &kernels::cpu::embedding_4bit, LOWBIT_CUDA_KERNEL(embedding_4bit));
   return output;
 }
 
 at::Tensor dequantize_4bit(const Weight4bit& w, at::ScalarType dtype) {
   constexpr const char* kOp = "lowbit::dequantize_4bit";
   check_float(kOp, "dtype", dtype);
-  at::Tensor output = empty_cpu({w.rows, w.cols}, dtype);
+  at::Tensor output = empty({w.rows, w.cols}, dtype, w.packed.device());
   dequantize_into(kOp, w, output);
   return output;
 }
 
-}  // namespace cpu
+}  // namespace direct
 
 namespace {
 namespace entry {  // the dispatcher's: arguments to operands
@@ -188,10 +207,10 @@ std::tuple<at::Tensor, at::Tensor> quantize_4bit(const at::Tensor& A, int64_t bl
   const int64_t numel = input.numel();
   const int64_t itemsize = static_cast<int64_t>(c10::elementSize(storage));
   const int64_t bytes = (numel + 1) / 2;
-  at::Tensor packed = empty_cpu({kernels::ceil_div(bytes, itemsize), 1}, storage);
-  at::Tensor absmax = empty_cpu({kernels::ceil_div(numel, blocksize)}, at::kFloat);
+  at::Tensor packed = empty({kernels::ceil_div(bytes, itemsize), 1}, storage, A.device());
+  at::Tensor absmax = empty({kernels::ceil_div(numel, blocksize)}, at::kFloat, A.device());
   auto* out = static_cast<uint8_t*>(packed.mutable_data_ptr());
-  std::fill(out + bytes, out + packed.numel() * itemsize, uint8_t{0});
+  zero_bytes(kOp, A.device(), out + bytes, packed.numel() * itemsize - bytes);
   const kernels::Quantize4bitParams params{
       .input = input.const_data_ptr(),
       .input_dtype = kernel_dtype(input.scalar_type()),
@@ -200,9 +219,8 @@ std::tuple<at::Tensor, at::Tensor> quantize_4bit(const at::Tensor& A, int64_t bl
       .quant_type = kernel_type(type),
       .packed = out,
       .absmax = static_cast<float*>(absmax.mutable_data_ptr())};
-  for_units(kOp, absmax.numel(), grain_of(blocksize), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::quantize_4bit(params, begin, end);
-  });
+  run(kOp, A.device(), params, {absmax.numel(), grain_of(blocksize)},
+      &kernels::cpu::quantize_4bit, LOWBIT_CUDA_KERNEL(quantize_4bit));
   return {packed, absmax};
 }
 
@@ -215,9 +233,9 @@ void dequantize_4bit_out(const at::Tensor& A, const at::Tensor& absmax, int64_t 
   const Weight4bit weight = make_weight_4bit(kOp, "A", A, {1, numel}, absmax, blocksize,
                                              check_quant_type(kOp, quant_type), {}, {}, {});
   check_out(kOp, out, shape, dtype, A.device());
-  if (out.is_contiguous()) return cpu::dequantize_into(kOp, weight, out);
-  const at::Tensor dense = empty_cpu(shape, dtype);
-  cpu::dequantize_into(kOp, weight, dense);
+  if (out.is_contiguous()) return direct::dequantize_into(kOp, weight, out);
+  const at::Tensor dense = empty(shape, dtype, A.device());
+  direct::dequantize_into(kOp, weight, dense);
   out.copy_(dense);
 }
 
@@ -227,7 +245,7 @@ at::Tensor dequantize_4bit(const at::Tensor& A, const at::Tensor& absmax, int64_
   constexpr const char* kOp = "lowbit::dequantize_4bit";
   check_float(kOp, "dtype", dtype);
   check_shape(kOp, "shape", shape);
-  at::Tensor out = empty_cpu(shape, dtype);
+  at::Tensor out = empty(shape, dtype, A.device());
   dequantize_4bit_out(A, absmax, blocksize, quant_type, shape, dtype, out);
   return out;
 }
@@ -237,7 +255,7 @@ at::Tensor linear(const char* op, const char* input_name, const char* weight_nam
                   const at::Tensor& absmax, int64_t blocksize, std::string_view quant_type,
                   const OptionalTensor& bias, const OptionalTensor& absmax_8bit,
                   const OptionalTensor& absmax_code, const OptionalTensor& absmax_offset) {
-  return cpu::linear_4bit(
+  return direct::linear_4bit(
       op, input_name, input,
       make_weight_4bit(op, weight_name, weight, shape, absmax, blocksize,
                        check_quant_type(op, quant_type), value_or_undefined(absmax_8bit),
@@ -268,7 +286,7 @@ at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const at::T
                                       const OptionalTensor& absmax_code,
                                       const OptionalTensor& absmax_offset) {
   constexpr const char* kOp = "lowbit::linear_4bit_backward_input";
-  return cpu::linear_4bit_backward_input(
+  return direct::linear_4bit_backward_input(
       grad_output,
       make_weight_4bit(kOp, "weight", weight, shape, absmax, blocksize,
                        check_quant_type(kOp, quant_type), value_or_undefined(absmax_8bit),
@@ -280,7 +298,7 @@ at::Tensor embedding_4bit(const at::Tensor& ids, const at::Tensor& weight, at::I
                           at::ScalarType dtype, const OptionalTensor& absmax_8bit,
                           const OptionalTensor& absmax_code, const OptionalTensor& absmax_offset) {
   constexpr const char* kOp = "lowbit::embedding_4bit";
-  return cpu::embedding_4bit(
+  return direct::embedding_4bit(
       ids,
       make_weight_4bit(kOp, "weight", weight, shape, absmax, blocksize,
                        check_quant_type(kOp, quant_type), value_or_undefined(absmax_8bit),
@@ -296,7 +314,7 @@ at::Tensor gemv_4bit(const at::Tensor& A, const at::Tensor& B, at::IntArrayRef s
   check_device(kOp, "code", code, A.device());
   check_numel(kOp, "code", code, 16);
   const at::Tensor table = code.contiguous();
-  return cpu::linear_4bit(
+  return direct::linear_4bit(
       kOp, "A", A,
       make_weight_4bit(kOp, "B", B, shape, absmax, blocksize, QuantType::kNF4, {}, {}, {}), {},
       static_cast<const float*>(table.const_data_ptr()));
@@ -326,3 +344,18 @@ TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
   m.impl("linear_4bit_backward_input", &entry::linear_4bit_backward_input);
   m.impl("embedding_4bit", &entry::embedding_4bit);
 }
+
+#ifdef LOWBIT_HAS_CUDA
+TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
+  namespace entry = lowbit::ops::entry;
+  m.impl("quantize_4bit", &entry::quantize_4bit);
+  m.impl("dequantize_4bit", &entry::dequantize_4bit);
+  m.impl("dequantize_4bit.out", &entry::dequantize_4bit_out);
+  m.impl("gemm_4bit", &entry::gemm_4bit);
+  m.impl("gemv_4bit", &entry::gemv_4bit);
+  m.impl("gemv_4bit.out", &entry::gemv_4bit_out);
+  m.impl("linear_4bit", &entry::linear_4bit);
+  m.impl("linear_4bit_backward_input", &entry::linear_4bit_backward_input);
+  m.impl("embedding_4bit", &entry::embedding_4bit);
+}
+#endif

@@ -13,8 +13,6 @@
 namespace lowbit {
 namespace {
 
-at::Tensor table_on(const at::Tensor& table, at::Device device) { return table.to(device); }
-
 const QuantType& type_of(const char* op, const QuantState& state) {
   LOWBIT_CHECK(state.quant_type.has_value() && state.shape.has_value(), op, "state",
                "a 4-bit state with a shape", "an 8-bit state",
@@ -24,7 +22,7 @@ const QuantType& type_of(const char* op, const QuantState& state) {
 
 /// The statistics as 8-bit codes of their distance to `offset`.
 void nest(QuantState& state, int64_t blocksize) {
-  const at::Tensor code = table_on(ops::shared_dynamic_map(), state.absmax.device());
+  const at::Tensor code = ops::shared_dynamic_map(state.absmax.device());
   // The mean is a reduction: its last bit is the library's and the device's, and files hold it.
   state.offset = state.absmax.mean();
   auto [codes, absmax] =
@@ -64,7 +62,7 @@ std::tuple<at::Tensor, QuantState> quantize_4bit(const at::Tensor& A,
       ops::dispatch::quantize_4bit(A, options.blocksize, options.quant_type, options.quant_storage);
   QuantState state{.absmax = absmax,
                    .shape = A.sizes().vec(),
-                   .code = table_on(ops::shared_4bit_table(options.quant_type), A.device()),
+                   .code = ops::shared_4bit_table(options.quant_type, A.device()),
                    .blocksize = options.blocksize,
                    .quant_type = options.quant_type,
                    .dtype = A.scalar_type()};
@@ -122,7 +120,7 @@ std::tuple<at::Tensor, QuantState> quantize_blockwise(const at::Tensor& A,
                                                       const QuantizeBlockwiseOptions& options) {
   const at::NoGradGuard no_grad;
   const at::Tensor code =
-      table_on(options.code.defined() ? options.code : ops::shared_dynamic_map(), A.device());
+      options.code.defined() ? options.code.to(A.device()) : ops::shared_dynamic_map(A.device());
   auto [codes, absmax] = ops::dispatch::quantize_blockwise(A, code, options.blocksize);
   QuantState state{
       .absmax = absmax, .code = code, .blocksize = options.blocksize, .dtype = A.scalar_type()};

@@ -1,12 +1,13 @@
-// LLM.int8() on the CPU, part one: the ops that Python's library has.
+// LLM.int8(), part one: the ops that Python's library has.
 #include "lowbit/kernels/int8.h"
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "ops/device.h"
 #include "ops/int8.h"
+#include "ops/int8_cuda.h"
 #include "ops/operands.h"
-#include "ops/parallel.h"
 #include "ops/rows.h"
 
 namespace lowbit::ops {
@@ -21,9 +22,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> int8_rowwise_quant(const at::Tens
   check_quantize_int8(kOp, A, threshold);
   const int64_t cols = A.size(-1);
   const Rows rows = as_rows(A, cols);
-  at::Tensor q = empty_cpu(A.sizes(), at::kChar);
-  at::Tensor stats = empty_cpu({rows.count}, at::kFloat);
-  at::Tensor outliers = at::zeros({cols}, at::kByte);
+  at::Tensor q = empty(A.sizes(), at::kChar, A.device());
+  at::Tensor stats = empty({rows.count}, at::kFloat, A.device());
+  at::Tensor outliers = empty({cols}, at::kByte, A.device());
+  zero_bytes(kOp, A.device(), outliers.mutable_data_ptr(), cols);
   const kernels::QuantizeRowwiseParams params{
       .input = rows.data,
       .input_stride = rows.stride,
@@ -34,13 +36,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> int8_rowwise_quant(const at::Tens
       .q = static_cast<int8_t*>(q.mutable_data_ptr()),
       .stats = static_cast<float*>(stats.mutable_data_ptr()),
       .outlier_columns = static_cast<uint8_t*>(outliers.mutable_data_ptr())};
-  for_units(kOp, rows.count, grain_of(cols), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::quantize_rowwise(params, begin, end);
-  });
+  const Units units{rows.count, grain_of(cols)};
+  run(kOp, A.device(), params, units, &kernels::cpu::quantize_rowwise,
+      LOWBIT_CUDA_KERNEL(quantize_rowwise));
   if (threshold > 0.0 && rows.count > 1) {
-    for_units(kOp, rows.count, grain_of(cols), [&](int64_t begin, int64_t end) {
-      return kernels::cpu::zero_outlier_columns(params, begin, end);
-    });
+    run(kOp, A.device(), params, units, &kernels::cpu::zero_outlier_columns,
+        LOWBIT_CUDA_KERNEL(zero_outlier_columns));
   }
   return {q, stats, outliers};
 }
@@ -50,8 +51,8 @@ std::tuple<at::Tensor, at::Tensor> int8_colwise_quant(const at::Tensor& A, doubl
   check_quantize_int8(kOp, A, threshold);
   const int64_t cols = A.size(-1);
   const Rows rows = as_rows(A, cols);
-  at::Tensor q = empty_cpu(A.sizes(), at::kChar);
-  at::Tensor stats = empty_cpu({cols}, at::kFloat);
+  at::Tensor q = empty(A.sizes(), at::kChar, A.device());
+  at::Tensor stats = empty({cols}, at::kFloat, A.device());
   const kernels::QuantizeColwiseParams params{
       .input = rows.data,
       .input_stride = rows.stride,
@@ -61,9 +62,8 @@ std::tuple<at::Tensor, at::Tensor> int8_colwise_quant(const at::Tensor& A, doubl
       .threshold = static_cast<float>(threshold),
       .q = static_cast<int8_t*>(q.mutable_data_ptr()),
       .stats = static_cast<float*>(stats.mutable_data_ptr())};
-  for_units(kOp, cols, grain_of(rows.count), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::quantize_colwise(params, begin, end);
-  });
+  run(kOp, A.device(), params, {cols, grain_of(rows.count)}, &kernels::cpu::quantize_colwise,
+      LOWBIT_CUDA_KERNEL(quantize_colwise));
   return {q, stats};
 }
 
@@ -76,16 +76,15 @@ at::Tensor int8_vectorwise_dequant(const at::Tensor& A, const at::Tensor& stats)
   check_device(kOp, "stats", stats, A.device());
   check_numel(kOp, "stats", stats, rows.count);
   const at::Tensor scales = stats.contiguous();
-  at::Tensor output = empty_cpu(A.sizes(), at::kFloat);
+  at::Tensor output = empty(A.sizes(), at::kFloat, A.device());
   const kernels::DequantizeRowwiseParams params{
       .q = static_cast<const int8_t*>(rows.data),
       .stats = static_cast<const float*>(scales.const_data_ptr()),
       .rows = rows.count,
       .cols = A.size(-1),
       .output = output.mutable_data_ptr()};
-  for_units(kOp, rows.count, grain_of(params.cols), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::dequantize_rowwise(params, begin, end);
-  });
+  run(kOp, A.device(), params, {rows.count, grain_of(params.cols)},
+      &kernels::cpu::dequantize_rowwise, LOWBIT_CUDA_KERNEL(dequantize_rowwise));
   return output;
 }
 
@@ -97,6 +96,9 @@ void run_matmul(const char* op, const at::Tensor& A, const at::Tensor& B,
   params.n = B.size(0);
   params.k = B.size(1);
   params.m = as_rows(a, params.k).count;
+  if constexpr (kHasCuda) {
+    if (a.is_cuda()) return cuda::matmul_int8(op, a, b, params);
+  }
   for_units(op, params.n, grain_of(params.m * params.k), [&](int64_t begin, int64_t end) {
     return kernels::cpu::matmul_int8(params, begin, end);
   });
@@ -106,7 +108,7 @@ void int8_linear_matmul_out(const at::Tensor& A, const at::Tensor& B, const at::
   constexpr const char* kOp = "lowbit::int8_linear_matmul";
   check_matmul_int8(kOp, A, B);
   check_out(kOp, out, with_last(A.sizes(), B.size(0)), at::kInt, A.device());
-  const at::Tensor dense = out.is_contiguous() ? out : empty_cpu(out.sizes(), at::kInt);
+  const at::Tensor dense = out.is_contiguous() ? out : empty(out.sizes(), at::kInt, A.device());
   if (dense.numel() > 0) {
     run_matmul(kOp, A, B, {.c = static_cast<int32_t*>(dense.mutable_data_ptr())});
   }
@@ -115,7 +117,7 @@ void int8_linear_matmul_out(const at::Tensor& A, const at::Tensor& B, const at::
 
 at::Tensor int8_linear_matmul(const at::Tensor& A, const at::Tensor& B) {
   check_matmul_int8("lowbit::int8_linear_matmul", A, B);
-  at::Tensor out = empty_cpu(with_last(A.sizes(), B.size(0)), at::kInt);
+  at::Tensor out = empty(with_last(A.sizes(), B.size(0)), at::kInt, A.device());
   int8_linear_matmul_out(A, B, out);
   return out;
 }
@@ -135,7 +137,7 @@ at::Tensor int8_mm_dequant(const at::Tensor& A, const at::Tensor& row_stats,
   check_bias(kOp, b, cols, A.device());
   const at::Tensor r = row_stats.contiguous(), c = col_stats.contiguous();
   const at::Tensor dense_bias = b.defined() ? b.contiguous() : b;
-  at::Tensor output = empty_cpu(A.sizes(), type);
+  at::Tensor output = empty(A.sizes(), type, A.device());
   kernels::DequantizeMatmulParams params{.a = static_cast<const int32_t*>(rows.data),
                                          .row_stats = static_cast<const float*>(r.const_data_ptr()),
                                          .col_stats = static_cast<const float*>(c.const_data_ptr()),
@@ -147,9 +149,8 @@ at::Tensor int8_mm_dequant(const at::Tensor& A, const at::Tensor& row_stats,
     params.bias = dense_bias.const_data_ptr();
     params.bias_dtype = kernel_dtype(b.scalar_type());
   }
-  for_units(kOp, rows.count, grain_of(cols), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::dequantize_matmul(params, begin, end);
-  });
+  run(kOp, A.device(), params, {rows.count, grain_of(cols)}, &kernels::cpu::dequantize_matmul,
+      LOWBIT_CUDA_KERNEL(dequantize_matmul));
   return output;
 }
 
@@ -166,7 +167,7 @@ at::Tensor int8_scaled_mm(const at::Tensor& A, const at::Tensor& B, const at::Te
   check_bias(kOp, b, B.size(0), A.device());
   const at::Tensor r = row_stats.contiguous(), c = col_stats.contiguous();
   const at::Tensor dense_bias = b.defined() ? b.contiguous() : b;
-  at::Tensor output = empty_cpu(with_last(A.sizes(), B.size(0)), type);
+  at::Tensor output = empty(with_last(A.sizes(), B.size(0)), type, A.device());
   if (output.numel() == 0) return output;
   kernels::MatmulInt8Params params{.row_stats = static_cast<const float*>(r.const_data_ptr()),
                                    .col_stats = static_cast<const float*>(c.const_data_ptr()),
@@ -194,3 +195,16 @@ TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
   m.impl("int8_mm_dequant", &entry::int8_mm_dequant);
   m.impl("int8_scaled_mm", &entry::int8_scaled_mm);
 }
+
+#ifdef LOWBIT_HAS_CUDA
+TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
+  namespace entry = lowbit::ops::entry;
+  m.impl("int8_rowwise_quant", &entry::int8_rowwise_quant);
+  m.impl("int8_colwise_quant", &entry::int8_colwise_quant);
+  m.impl("int8_vectorwise_dequant", &entry::int8_vectorwise_dequant);
+  m.impl("int8_linear_matmul", &entry::int8_linear_matmul);
+  m.impl("int8_linear_matmul.out", &entry::int8_linear_matmul_out);
+  m.impl("int8_mm_dequant", &entry::int8_mm_dequant);
+  m.impl("int8_scaled_mm", &entry::int8_scaled_mm);
+}
+#endif

@@ -1,17 +1,18 @@
-// LLM.int8() on the CPU, part two: the fused linear layers and the embedding.
+// LLM.int8(), part two: the fused linear layers and the embedding.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include "lowbit/kernels/int8.h"
-#include "ops/cpu.h"
+#include "ops/device.h"
+#include "ops/direct.h"
 #include "ops/int8.h"
+#include "ops/int8_cuda.h"
 #include "ops/operands.h"
-#include "ops/parallel.h"
 #include "ops/rows.h"
 #include "ops/weight.h"
 
 namespace lowbit::ops {
-namespace cpu {
+namespace direct {
 namespace {
 
 const int8_t* codes(const Weight8bit& w) {
@@ -28,9 +29,8 @@ void dequantize_into(const char* op, const Weight8bit& w, const at::Tensor& outp
                                                 .cols = w.q.size(1),
                                                 .output = output.mutable_data_ptr(),
                                                 .output_dtype = kernel_dtype(output.scalar_type())};
-  for_units(op, params.rows, grain_of(params.cols), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::dequantize_rowwise(params, begin, end);
-  });
+  run(op, w.q.device(), params, {params.rows, grain_of(params.cols)},
+      &kernels::cpu::dequantize_rowwise, LOWBIT_CUDA_KERNEL(dequantize_rowwise));
 }
 
 // The columns that hold outliers, in the activations' own values times the dequantized weight,
@@ -40,7 +40,7 @@ void add_outliers(const at::Tensor& output, const Rows& rows, const Weight8bit& 
   const int64_t k = w.q.size(1);
   const at::Tensor columns = mask.nonzero().squeeze(1);
   const at::Tensor a = rows.owner.reshape({rows.count, k}).index_select(1, columns).to(at::kFloat);
-  const at::Tensor b = at::empty({w.q.size(0), columns.numel()}, at::kFloat);
+  const at::Tensor b = empty({w.q.size(0), columns.numel()}, at::kFloat, at::kCPU);
   dequantize_into("lowbit::linear_8bit", {w.q.index_select(1, columns).contiguous(), w.stats}, b);
   output.view({rows.count, w.q.size(0)}).addmm_(a, b.t());
 }
@@ -58,9 +58,15 @@ at::Tensor linear_8bit(const at::Tensor& input, const Weight8bit& w, const at::T
   check_quantize_int8(kOp, input, threshold);
   const Rows rows = as_rows(input, k);
   const int64_t m = rows.count;
-  at::Tensor output = empty_cpu(with_last(input.sizes(), n), input.scalar_type());
+  at::Tensor output = empty(with_last(input.sizes(), n), input.scalar_type(), input.device());
   if (output.numel() == 0) return output;
   const at::Tensor dense_bias = bias.defined() ? bias.contiguous() : bias;
+  if constexpr (kHasCuda) {
+    if (input.is_cuda()) {
+      cuda::linear_8bit(kOp, rows, w, dense_bias, threshold, output);
+      return output;
+    }
+  }
 
   const int64_t q_bytes = align(m * k), stats_bytes = align(m * 4);
   const Workspace workspace(q_bytes + stats_bytes + k);
@@ -87,7 +93,7 @@ at::Tensor linear_8bit(const at::Tensor& input, const Weight8bit& w, const at::T
   }
 
   // With outliers the two parts are added in float32 and rounded once.
-  const at::Tensor sum = outliers ? empty_cpu(output.sizes(), at::kFloat) : output;
+  const at::Tensor sum = outliers ? empty(output.sizes(), at::kFloat, at::kCPU) : output;
   kernels::MatmulInt8Params matmul{.a = quantize.q,
                                    .b = codes(w),
                                    .m = m,
@@ -117,7 +123,7 @@ at::Tensor linear_8bit_weight_only(const at::Tensor& input, const Weight8bit& w,
   check_activations(kOp, "input", input, k, w.q.device());
   check_bias(kOp, bias, n, w.q.device());
   const Rows rows = as_rows(input, k);
-  at::Tensor output = empty_cpu(with_last(input.sizes(), n), input.scalar_type());
+  at::Tensor output = empty(with_last(input.sizes(), n), input.scalar_type(), input.device());
   if (output.numel() == 0) return output;
   const at::Tensor dense_bias = bias.defined() ? bias.contiguous() : bias;
   kernels::LinearInt8Params params{.input = rows.data,
@@ -133,17 +139,31 @@ at::Tensor linear_8bit_weight_only(const at::Tensor& input, const Weight8bit& w,
     params.bias = dense_bias.const_data_ptr();
     params.bias_dtype = kernel_dtype(bias.scalar_type());
   }
-  for_units(kOp, n, grain_of(rows.count * k), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::linear_int8(params, begin, end);
-  });
+  if constexpr (kHasCuda) {
+    if (input.is_cuda() && params.m > kernels::cuda::kMostRowsOfLinearInt8) {
+      cuda::linear(rows, direct::dequantize_8bit(w, input.scalar_type()), dense_bias, output);
+      return output;
+    }
+  }
+  run(kOp, input.device(), params, {n, grain_of(rows.count * k)}, &kernels::cpu::linear_int8,
+      LOWBIT_CUDA_KERNEL(linear_int8));
   return output;
 }
 
 at::Tensor linear_8bit_backward_input(const at::Tensor& grad_output, const Weight8bit& w) {
   constexpr const char* kOp = "lowbit::linear_8bit_backward_input";
   check_activations(kOp, "grad_output", grad_output, w.q.size(0), w.q.device());
+  if constexpr (kHasCuda) {
+    if (grad_output.is_cuda()) {
+      const Rows rows = as_rows(grad_output, w.q.size(0));
+      at::Tensor output = empty(with_last(grad_output.sizes(), w.q.size(1)),
+                                grad_output.scalar_type(), grad_output.device());
+      cuda::product(rows, direct::dequantize_8bit(w, grad_output.scalar_type()), output);
+      return output;
+    }
+  }
   const at::NoGradGuard no_grad;
-  return at::matmul(grad_output, cpu::dequantize_8bit(w, grad_output.scalar_type()));
+  return at::matmul(grad_output, direct::dequantize_8bit(w, grad_output.scalar_type()));
 }
 
 at::Tensor embedding_8bit(const at::Tensor& ids, const Weight8bit& table, at::ScalarType dtype) {
@@ -153,7 +173,7 @@ at::Tensor embedding_8bit(const at::Tensor& ids, const Weight8bit& table, at::Sc
   const at::Tensor indices = checked_ids(kOp, ids, table.q.size(0));
   at::DimVector sizes(ids.sizes());
   sizes.push_back(table.q.size(1));
-  at::Tensor output = empty_cpu(sizes, dtype);
+  at::Tensor output = empty(sizes, dtype, ids.device());
   const kernels::EmbeddingInt8Params params{
       .ids = static_cast<const int64_t*>(indices.const_data_ptr()),
       .count = indices.numel(),
@@ -163,21 +183,20 @@ at::Tensor embedding_8bit(const at::Tensor& ids, const Weight8bit& table, at::Sc
       .stats = statistics(table),
       .output = output.mutable_data_ptr(),
       .output_dtype = kernel_dtype(dtype)};
-  for_units(kOp, params.count, grain_of(params.dim), [&](int64_t begin, int64_t end) {
-    return kernels::cpu::embedding_int8(params, begin, end);
-  });
+  run(kOp, ids.device(), params, {params.count, grain_of(params.dim)},
+      &kernels::cpu::embedding_int8, LOWBIT_CUDA_KERNEL(embedding_int8));
   return output;
 }
 
 at::Tensor dequantize_8bit(const Weight8bit& w, at::ScalarType dtype) {
   constexpr const char* kOp = "lowbit::dequantize_8bit";
   check_float(kOp, "dtype", dtype);
-  at::Tensor output = empty_cpu(w.q.sizes(), dtype);
+  at::Tensor output = empty(w.q.sizes(), dtype, w.q.device());
   dequantize_into(kOp, w, output);
   return output;
 }
 
-}  // namespace cpu
+}  // namespace direct
 
 namespace {
 namespace entry {
@@ -186,26 +205,26 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 at::Tensor linear_8bit(const at::Tensor& input, const at::Tensor& CB, const at::Tensor& SCB,
                        const OptionalTensor& bias, double threshold) {
-  return cpu::linear_8bit(input, make_weight_8bit("lowbit::linear_8bit", CB, SCB),
+  return direct::linear_8bit(input, make_weight_8bit("lowbit::linear_8bit", CB, SCB),
                           value_or_undefined(bias), threshold);
 }
 
 at::Tensor linear_8bit_weight_only(const at::Tensor& input, const at::Tensor& CB,
                                    const at::Tensor& SCB, const OptionalTensor& bias) {
-  return cpu::linear_8bit_weight_only(input,
+  return direct::linear_8bit_weight_only(input,
                                       make_weight_8bit("lowbit::linear_8bit_weight_only", CB, SCB),
                                       value_or_undefined(bias));
 }
 
 at::Tensor linear_8bit_backward_input(const at::Tensor& grad_output, const at::Tensor& CB,
                                       const at::Tensor& SCB) {
-  return cpu::linear_8bit_backward_input(
+  return direct::linear_8bit_backward_input(
       grad_output, make_weight_8bit("lowbit::linear_8bit_backward_input", CB, SCB));
 }
 
 at::Tensor embedding_8bit(const at::Tensor& ids, const at::Tensor& CB, const at::Tensor& SCB,
                           at::ScalarType dtype) {
-  return cpu::embedding_8bit(ids, make_weight_8bit("lowbit::embedding_8bit", CB, SCB), dtype);
+  return direct::embedding_8bit(ids, make_weight_8bit("lowbit::embedding_8bit", CB, SCB), dtype);
 }
 
 }  // namespace entry
@@ -219,3 +238,13 @@ TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
   m.impl("linear_8bit_backward_input", &entry::linear_8bit_backward_input);
   m.impl("embedding_8bit", &entry::embedding_8bit);
 }
+
+#ifdef LOWBIT_HAS_CUDA
+TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
+  namespace entry = lowbit::ops::entry;
+  m.impl("linear_8bit", &entry::linear_8bit);
+  m.impl("linear_8bit_weight_only", &entry::linear_8bit_weight_only);
+  m.impl("linear_8bit_backward_input", &entry::linear_8bit_backward_input);
+  m.impl("embedding_8bit", &entry::embedding_8bit);
+}
+#endif

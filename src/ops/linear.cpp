@@ -8,14 +8,15 @@
 
 #include "lowbit/kernels/types.h"
 #include "ops/check.h"
-#include "ops/cpu.h"
+#include "ops/device.h"
+#include "ops/direct.h"
 #include "ops/dispatch.h"
 
 namespace lowbit::ops {
 namespace {
 
-// Anything but a plain CPU tensor outside of tracing, functional transforms and modes needs the
-// dispatcher.
+// Anything but a plain CPU or CUDA tensor outside of tracing, functional transforms and modes needs
+// the dispatcher.
 bool is_plain(const at::Tensor& tensor) {
   constexpr c10::DispatchKeySet kHarmless =
       c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
@@ -23,8 +24,9 @@ bool is_plain(const at::Tensor& tensor) {
       c10::autocast_dispatch_keyset;
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   const c10::DispatchKeySet keys = (tensor.key_set() | local.included_) - local.excluded_;
-  // A difference of key sets keeps the backends, which is_cpu() has answered.
-  return tensor.is_cpu() && ((keys - kHarmless).raw_repr() & ~c10::full_backend_mask) == 0;
+  // A difference of key sets keeps the backends, which is_cpu() and is_cuda() have answered.
+  const bool has_kernels = tensor.is_cpu() || (kHasCuda && tensor.is_cuda());
+  return has_kernels && ((keys - kHarmless).raw_repr() & ~c10::full_backend_mask) == 0;
 }
 
 bool needs_graph(const at::Tensor& input, const at::Tensor& bias) {
@@ -41,7 +43,7 @@ bool is_direct(const at::Tensor& input, const at::Tensor& bias = {}) {
 
 at::Tensor linear_4bit(const at::Tensor& input, const Weight4bit& weight, const at::Tensor& bias) {
   if (is_direct(input, bias)) {
-    return cpu::linear_4bit("lowbit::linear_4bit", "input", input, weight, bias);
+    return direct::linear_4bit("lowbit::linear_4bit", "input", input, weight, bias);
   }
   return dispatch::linear_4bit(input, weight, bias);
 }
@@ -55,7 +57,7 @@ c10::SmallVector<at::Tensor, 4> linear_4bit_group(const at::Tensor& input,
   const bool direct = std::all_of(biases.begin(), biases.end(),
                                   [&](const at::Tensor& bias) { return is_direct(input, bias); });
   if (direct) {
-    cpu::linear_4bit_group(input, weights, biases, outputs.data());
+    direct::linear_4bit_group(input, weights, biases, outputs.data());
     return outputs;
   }
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -66,38 +68,38 @@ c10::SmallVector<at::Tensor, 4> linear_4bit_group(const at::Tensor& input,
 
 at::Tensor linear_8bit(const at::Tensor& input, const Weight8bit& weight, const at::Tensor& bias,
                        double threshold) {
-  if (is_direct(input, bias)) return cpu::linear_8bit(input, weight, bias, threshold);
+  if (is_direct(input, bias)) return direct::linear_8bit(input, weight, bias, threshold);
   return dispatch::linear_8bit(input, weight, bias, threshold);
 }
 
 at::Tensor linear_8bit_weight_only(const at::Tensor& input, const Weight8bit& weight,
                                    const at::Tensor& bias) {
-  if (is_direct(input, bias)) return cpu::linear_8bit_weight_only(input, weight, bias);
+  if (is_direct(input, bias)) return direct::linear_8bit_weight_only(input, weight, bias);
   return dispatch::linear_8bit_weight_only(input, weight, bias);
 }
 
 at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const Weight4bit& weight) {
-  if (is_direct(grad_output)) return cpu::linear_4bit_backward_input(grad_output, weight);
+  if (is_direct(grad_output)) return direct::linear_4bit_backward_input(grad_output, weight);
   return dispatch::linear_4bit_backward_input(grad_output, weight);
 }
 
 at::Tensor linear_8bit_backward_input(const at::Tensor& grad_output, const Weight8bit& weight) {
-  if (is_direct(grad_output)) return cpu::linear_8bit_backward_input(grad_output, weight);
+  if (is_direct(grad_output)) return direct::linear_8bit_backward_input(grad_output, weight);
   return dispatch::linear_8bit_backward_input(grad_output, weight);
 }
 
 at::Tensor embedding_4bit(const at::Tensor& ids, const Weight4bit& table, at::ScalarType dtype) {
-  if (is_plain(ids)) return cpu::embedding_4bit(ids, table, dtype);
+  if (is_plain(ids)) return direct::embedding_4bit(ids, table, dtype);
   return dispatch::embedding_4bit(ids, table, dtype);
 }
 
 at::Tensor embedding_8bit(const at::Tensor& ids, const Weight8bit& table, at::ScalarType dtype) {
-  if (is_plain(ids)) return cpu::embedding_8bit(ids, table, dtype);
+  if (is_plain(ids)) return direct::embedding_8bit(ids, table, dtype);
   return dispatch::embedding_8bit(ids, table, dtype);
 }
 
 at::Tensor dequantize_4bit(const Weight4bit& weight, at::ScalarType dtype) {
-  if (is_plain(weight.packed)) return cpu::dequantize_4bit(weight, dtype);
+  if (is_plain(weight.packed)) return direct::dequantize_4bit(weight, dtype);
   at::Tensor absmax = weight.absmax;
   if (weight.nested()) {
     absmax = dispatch::dequantize_blockwise(weight.absmax_8bit, absmax, weight.absmax_code,
@@ -109,7 +111,7 @@ at::Tensor dequantize_4bit(const Weight4bit& weight, at::ScalarType dtype) {
 }
 
 at::Tensor dequantize_8bit(const Weight8bit& weight, at::ScalarType dtype) {
-  if (is_plain(weight.q)) return cpu::dequantize_8bit(weight, dtype);
+  if (is_plain(weight.q)) return direct::dequantize_8bit(weight, dtype);
   return dispatch::int8_vectorwise_dequant(weight.q, weight.stats).to(dtype);
 }
 

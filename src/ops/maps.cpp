@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstring>
+#include <mutex>
+#include <vector>
 
 #include "lowbit/functional.h"
 #include "ops/check.h"
@@ -82,15 +84,43 @@ at::Tensor get_4bit_type(std::string_view name, at::Device device, int64_t block
 }
 
 namespace ops {
+namespace {
 
-const at::Tensor& shared_dynamic_map() {
-  static const at::Tensor map = create_dynamic_map();
-  return map;
+/// The copies are made at first use and never destroyed: at exit, CUDA may be gone before them.
+class Shared {
+ public:
+  template <class Make>
+  explicit Shared(const Make& make) : on_cpu_(make()) {}
+
+  at::Tensor on(at::Device device) {
+    if (device.is_cpu()) return on_cpu_;
+    const std::lock_guard lock(mutex_);
+    for (const at::Tensor& copy : copies_) {
+      if (copy.device() == device) return copy;
+    }
+    const c10::InferenceMode none(false);  // a state made in inference mode outlives it
+    at::Tensor copy = on_cpu_.to(device);
+    if (copy.device() == device) copies_.push_back(copy);  // "cuda" without an index names another
+    return copy;
+  }
+
+ private:
+  at::Tensor on_cpu_;
+  std::mutex mutex_;
+  std::vector<at::Tensor> copies_;
+};
+
+}  // namespace
+
+at::Tensor shared_dynamic_map(at::Device device) {
+  static auto* map = new Shared([] { return create_dynamic_map(); });
+  return map->on(device);
 }
 
-const at::Tensor& shared_4bit_table(QuantType type) {
-  static const std::array<at::Tensor, 2> tables = {get_4bit_type("nf4"), get_4bit_type("fp4")};
-  return tables[type == QuantType::kNF4 ? 0 : 1];
+at::Tensor shared_4bit_table(QuantType type, at::Device device) {
+  static auto* nf4 = new Shared([] { return get_4bit_type("nf4"); });
+  static auto* fp4 = new Shared([] { return get_4bit_type("fp4"); });
+  return (type == QuantType::kNF4 ? nf4 : fp4)->on(device);
 }
 
 }  // namespace ops

@@ -1,7 +1,6 @@
 // Tensors as the kernels read them: rows of the last dimension.
 #pragma once
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 
 #include "ops/check.h"
@@ -48,11 +47,6 @@ inline c10::SymDimVector with_last(c10::SymIntArrayRef sizes, c10::SymInt last) 
   c10::SymDimVector result(sizes.begin(), sizes.end());
   result.back() = std::move(last);
   return result;
-}
-
-/// An uninitialized CPU tensor, without a trip through the dispatcher.
-inline at::Tensor empty_cpu(at::IntArrayRef sizes, at::ScalarType dtype) {
-  return at::detail::empty_cpu(sizes, dtype);
 }
 
 inline const at::Tensor& value_or_undefined(const std::optional<at::Tensor>& tensor) {

@@ -119,6 +119,7 @@ Weight8bit make_weight_8bit(const char* op, const at::Tensor& q, const at::Tenso
 
 at::Tensor checked_ids(const char* op, const at::Tensor& ids, int64_t rows) {
   const at::Tensor indices = ids.to(at::kLong).contiguous();
+  if (!indices.is_cpu()) return indices;
   const auto* data = static_cast<const int64_t*>(indices.const_data_ptr());
   for (int64_t i = 0; i < indices.numel(); ++i) {
     LOWBIT_CHECK(data[i] >= 0 && data[i] < rows, op, "ids",

@@ -130,16 +130,16 @@ TEST_F(Linear4bitTest, AnyRankAndLayout) {
 
 TEST_F(Linear4bitTest, EmptyProblems) {
   const Problem p = problem(40, 64);
-  EXPECT_EQ(matmul_4bit(at::empty({0, 64}), p.packed, p.state).sizes(), at::IntArrayRef({0, 40}));
-  EXPECT_EQ(matmul_4bit(at::empty({3, 0, 64}), p.packed, p.state).sizes(),
+  EXPECT_EQ(matmul_4bit(test::empty({0, 64}), p.packed, p.state).sizes(), at::IntArrayRef({0, 40}));
+  EXPECT_EQ(matmul_4bit(test::empty({3, 0, 64}), p.packed, p.state).sizes(),
             at::IntArrayRef({3, 0, 40}));
-  EXPECT_EQ(ops::linear_4bit_backward_input(at::empty({0, 40}), p.weight).sizes(),
+  EXPECT_EQ(ops::linear_4bit_backward_input(test::empty({0, 40}), p.weight).sizes(),
             at::IntArrayRef({0, 64}));
   // No features at all: the sum is empty, the bias remains.
-  const auto [packed, state] = quantize_4bit(at::empty({5, 0}));
+  const auto [packed, state] = quantize_4bit(test::empty({5, 0}));
   const at::Tensor bias = normal({5});
-  EXPECT_TRUE(at::equal(matmul_4bit(at::empty({3, 0}), packed, state, bias), bias.expand({3, 5})));
-  EXPECT_TRUE(at::equal(matmul_4bit(at::empty({3, 0}), packed, state), at::zeros({3, 5})));
+  EXPECT_TRUE(at::equal(matmul_4bit(test::empty({3, 0}), packed, state, bias), bias.expand({3, 5})));
+  EXPECT_TRUE(at::equal(matmul_4bit(test::empty({3, 0}), packed, state), test::zeros({3, 5})));
 }
 
 TEST_F(Linear4bitTest, BiasOfAnotherDtypeIsAddedInFloat32) {
@@ -181,7 +181,7 @@ TEST_F(Linear4bitTest, OnlyWhatRequiresGradGetsOne) {
   const at::Tensor x = normal({2, 64}), bias = normal({16}).requires_grad_();
   matmul_4bit(x, p.packed, p.state, bias).sum().backward();
   EXPECT_FALSE(x.grad().defined());
-  EXPECT_TRUE(at::equal(bias.grad(), at::full({16}, 2.0)));
+  EXPECT_TRUE(at::equal(bias.grad(), test::full({16}, 2.0)));
   {
     const at::NoGradGuard no_grad;
     EXPECT_FALSE(matmul_4bit(x.detach().requires_grad_(), p.packed, p.state, bias).requires_grad());
@@ -189,7 +189,7 @@ TEST_F(Linear4bitTest, OnlyWhatRequiresGradGetsOne) {
   {
     const c10::InferenceMode inference;
     EXPECT_TRUE(is_near(matmul_4bit(normal({2, 64}), p.packed, p.state).new_zeros({1}),
-                        at::zeros({1}), kMatmul));
+                        test::zeros({1}), kMatmul));
   }
 }
 
@@ -201,7 +201,7 @@ TEST_F(Linear4bitTest, SecondDerivatives) {
   const at::Tensor gg = torch::autograd::grad({g.sum()}, {x})[0];
   // d/dx of sum(2 x W^T W) = 2 * ones W^T W
   const at::Tensor truth =
-      2 * at::matmul(at::matmul(at::ones({3, 32}, at::kDouble), p.truth.t()), p.truth);
+      2 * at::matmul(at::matmul(test::ones({3, 32}, at::kDouble), p.truth.t()), p.truth);
   EXPECT_TRUE(is_near(gg, truth, kMatmul));
 }
 
@@ -211,7 +211,7 @@ TEST_F(Linear4bitTest, UntransposedWeightOfTheDeprecatedLayout) {
   const at::Tensor y = matmul_4bit(x, p.packed, p.state, bias);
   EXPECT_TRUE(is_near(y.detach(), at::matmul(x.detach().to(at::kDouble), p.truth) + bias, kMatmul));
   y.sum().backward();
-  EXPECT_TRUE(is_near(x.grad(), at::matmul(at::ones({5, 40}, at::kDouble), p.truth.t()), kMatmul));
+  EXPECT_TRUE(is_near(x.grad(), at::matmul(test::ones({5, 40}, at::kDouble), p.truth.t()), kMatmul));
 }
 
 TEST_F(Linear4bitTest, SecondLevelOfAnotherBlocksizeIsExpanded) {
@@ -346,7 +346,7 @@ TEST_F(Linear4bitTest, GemmAndGemvOpsOfTheEcosystem) {
           .to(at::kDouble);
   EXPECT_TRUE(is_near(gemv.call(x, plain.packed, {48, 64}, plain.state.absmax, code, 64),
                       linear_f64(x, w), kMatmul));
-  at::Tensor out = at::full({1, 1, 48}, NAN);
+  at::Tensor out = test::full({1, 1, 48}, NAN);
   gemv_out.call(x, plain.packed, {48, 64}, plain.state.absmax, code, 64, out);
   EXPECT_TRUE(same_bytes(out, gemv.call(x, plain.packed, {48, 64}, plain.state.absmax, code, 64)));
 }
@@ -359,8 +359,8 @@ TEST_F(Linear4bitTest, EmbeddingGathersDequantizedRows) {
         const at::Tensor table = ops::dequantize_4bit(p.weight, dtype);
         for (const at::Tensor& ids :
              {integers(0, 50, {3, 4}, at::kLong), integers(0, 50, {11}, at::kInt),
-              integers(0, 50, {4, 3}, at::kLong).t(), at::empty({0}, at::kLong),
-              at::scalar_tensor(49, at::kLong)}) {
+              integers(0, 50, {4, 3}, at::kLong).t(), test::empty({0}, at::kLong),
+              test::full({}, 49, at::kLong)}) {
           const at::Tensor rows = ops::embedding_4bit(ids, p.weight, dtype);
           EXPECT_TRUE(same_bytes(rows, at::embedding(table, ids.to(at::kLong))))
               << name << " " << dim;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "lowbit/io/safetensors.h"
+#include "support/device.h"
 
 namespace lowbit::test {
 
@@ -39,12 +40,12 @@ class Golden {
 
   bool contains(const std::string& name) const { return file_.contains(name); }
 
-  /// A copy.
+  /// A copy, on the device of the suite.
   at::Tensor operator[](const std::string& name) const {
     const io::TensorView view = file_.tensor(name);
     at::Tensor result = at::empty(view.shape, scalar_type(view.dtype));
     std::memcpy(result.mutable_data_ptr(), view.data, view.nbytes);
-    return result;
+    return result.to(device());
   }
 
   /// The tensors whose name starts with `prefix`, without it.
@@ -63,7 +64,7 @@ class Golden {
 /// Equal to the bit: dtype, shape and every byte (NaN equals NaN, 0 does not equal -0).
 inline bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
   if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
-  const at::Tensor x = a.contiguous(), y = b.contiguous();
+  const at::Tensor x = a.cpu().contiguous(), y = b.cpu().contiguous();
   return std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
 }
 

@@ -9,6 +9,8 @@
 #include <iostream>
 #include <random>
 
+#include "support/device.h"
+
 namespace lowbit::test {
 
 inline uint64_t seed() {
@@ -28,11 +30,11 @@ class RandomTest : public ::testing::Test {
   RandomTest() : generator_(at::detail::createCPUGenerator(seed())) {}
 
   at::Tensor normal(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat, double scale = 1.0) {
-    return (at::randn(sizes, generator_) * scale).to(dtype);
+    return (at::randn(sizes, generator_) * scale).to(dtype).to(device());
   }
   /// In [low, high).
   at::Tensor integers(int64_t low, int64_t high, at::IntArrayRef sizes, at::ScalarType dtype) {
-    return at::randint(low, high, sizes, generator_).to(dtype);
+    return at::randint(low, high, sizes, generator_).to(dtype).to(device());
   }
 
  private:

@@ -62,7 +62,7 @@ TEST_F(CopyTest, CopyTakesQuantizedIntoQuantizedAndIntoDense) {
   at::Tensor b = quantize(normal({32, 64}), QuantizationConfig::int8());
   b.copy_(a);
   expect_same_payload(b, a, "copy_");
-  at::Tensor dense = at::full({32, 64}, NAN);
+  at::Tensor dense = test::full({32, 64}, NAN);
   dense.copy_(a);
   EXPECT_TRUE(at::equal(dense, lowbit::dequantize(a)));
   EXPECT_EQ(message_of([&] { b.copy_(dense); }),

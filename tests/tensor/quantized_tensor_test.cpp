@@ -72,11 +72,11 @@ TEST_F(QuantizedTensorTest, WeightsBeyondFloat16AreNotLostInInt8) {
 }
 
 TEST_F(QuantizedTensorTest, DescribesItself) {
-  const at::Tensor w = at::ones({64, 128}, at::kBFloat16);
+  const at::Tensor w = test::ones({64, 128}, at::kBFloat16);
   EXPECT_EQ(describe(quantize(w, QuantizationConfig::nf4())),
-            "nf4 [64, 128], bfloat16, blocksize 64, 4.56 bits, cpu");
+            "nf4 [64, 128], bfloat16, blocksize 64, 4.56 bits, " + test::device().str());
   EXPECT_EQ(describe(quantize(w, QuantizationConfig::int8())),
-            "int8 [64, 128], bfloat16, threshold 6, 8.25 bits, cpu");
+            "int8 [64, 128], bfloat16, threshold 6, 8.25 bits, " + test::device().str());
 }
 
 TEST_F(QuantizedTensorTest, EntriesRoundTripToTheByte) {
@@ -84,7 +84,7 @@ TEST_F(QuantizedTensorTest, EntriesRoundTripToTheByte) {
     const at::Tensor q = quantize(normal({32, 64}, at::kBFloat16), config);
     auto entries = quantized_entries("a.weight", q);
     EXPECT_EQ(entries.count(is_4bit(config.scheme()) ? "a.weight.absmax" : "a.SCB"), 1u) << name;
-    entries["a.weight_other.absmax"] = at::zeros({1});  // another parameter's
+    entries["a.weight_other.absmax"] = test::zeros({1});  // another parameter's
     const auto back =
         quantized_from_entries("a.weight", entries,
                                {.dtype = at::kBFloat16,
@@ -95,7 +95,7 @@ TEST_F(QuantizedTensorTest, EntriesRoundTripToTheByte) {
     EXPECT_TRUE(same_bytes(lowbit::dequantize(*back), lowbit::dequantize(q))) << name;
     EXPECT_EQ(packed_weight(*back).const_data_ptr(), packed_weight(q).const_data_ptr()) << name;
   }
-  EXPECT_FALSE(quantized_from_entries("w", {{"w", at::zeros({2, 2})}}).has_value());
+  EXPECT_FALSE(quantized_from_entries("w", {{"w", test::zeros({2, 2})}}).has_value());
   EXPECT_FALSE(quantized_from_entries("w", {}).has_value());
 }
 
@@ -155,11 +155,11 @@ TEST_F(QuantizedTensorTest, BadInput) {
       message_of([&] { quantized_from_4bit(packed_weight(q), state); }).find("`packed` must be"),
       std::string::npos);
   EXPECT_NE(message_of([&] {
-              quantized_from_int8(at::zeros({2, 4}, at::kChar), at::zeros({3}));
+              quantized_from_int8(test::zeros({2, 4}, at::kChar), test::zeros({3}));
             }).find("`SCB` must be 2 elements long"),
             std::string::npos);
   auto entries = quantized_entries("weight", quantize(w, QuantizationConfig::int8()));
-  entries["weight_format"] = at::ones({}, at::kByte);
+  entries["weight_format"] = test::ones({}, at::kByte);
   EXPECT_EQ(message_of([&] { quantized_from_entries("weight", entries); }),
             "lowbit::quantized_from_entries: `weight_format` must be 0 (row-major), got 1.");
   EXPECT_NE(message_of([&] {

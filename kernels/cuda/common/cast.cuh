@@ -29,11 +29,35 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+/// Two elements of a word; the last argument names their type.
+__device__ __forceinline__ void unpack(uint32_t word, float& low, float& high, __nv_bfloat16) {
+  low = __uint_as_float(word << 16);
+  high = __uint_as_float(word & 0xffff0000u);
+}
+__device__ __forceinline__ void unpack(uint32_t word, float& low, float& high, __half) {
+  const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&word));
+  low = both.x;
+  high = both.y;
+}
+
 /// Eight consecutive elements as they lie in memory: one 16-byte access (two for float).
 template <typename T>
 struct alignas(16) Pack8 {
   T values[8];
 };
+
+/// All eight as float32. The halves of a word cost one instruction each for bfloat16.
+template <typename T>
+__device__ __forceinline__ void to_floats(const Pack8<T>& pack, float (&out)[8]) {
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = to_float(pack.values[i]);
+  } else {
+    const auto* words = reinterpret_cast<const uint32_t*>(&pack);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) unpack(words[i], out[2 * i], out[2 * i + 1], T());
+  }
+}
 
 /// Streaming load: the data is read once.
 template <typename T>

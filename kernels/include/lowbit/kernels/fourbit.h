@@ -66,10 +66,14 @@ struct Matmul4bitParams {
   const float* code = nullptr;  ///< As in Dequantize4bitParams.
   const void* bias = nullptr;   ///< [N] or null
   DType bias_dtype = DType::kFloat32;
-  void* output = nullptr;  ///< [M, N], contiguous
-  void* workspace =
-      nullptr;  ///< Matmul4bitPlan::workspace_bytes, 64-byte aligned, shared by all threads
-  MatmulAccuracy accuracy = MatmulAccuracy::kAuto;
+  void* output = nullptr;     ///< [M, N], contiguous
+  void* workspace = nullptr;  ///< workspace_bytes of the plan, 64-byte aligned (CUDA: 256), any
+                              ///< content; shared by all threads
+  MatmulAccuracy accuracy = MatmulAccuracy::kAuto;  ///< CPU
+  /// CUDA: the kernel may begin while the kernel before it on the stream still runs (programmatic
+  /// dependent launch, sm_90): it reads the weight and its scales at once, and everything else
+  /// after that kernel has ended. Allowed only where that kernel does not write the weight.
+  bool programmatic_launch = false;
 };
 
 /// How a matmul runs on the CPU: a pure function of the problem and the instruction set.
@@ -125,9 +129,25 @@ Status matmul_4bit_backward_input(const Matmul4bitParams& params, int64_t begin,
                                   int64_t end) noexcept;
 }  // namespace cpu
 
+/// How a matmul runs on a CUDA device: a pure function of the problem and the device. Of the
+/// pointers only the alignment matters, and a null one counts as aligned.
+struct Matmul4bitCudaPlan {
+  const char* kernel = "";  ///< name, for logs and tests
+  int32_t id = 0;
+  /// False: dequantize_4bit and a library's matmul are the better choice. The plan runs all the
+  /// same, and is right.
+  bool fused = true;
+  int32_t grid_x = 0, grid_y = 1;  ///< thread blocks; 0 for an empty problem
+  int32_t threads = 0;             ///< of a block
+  int32_t splits = 1;              ///< slices of the sum that meet in the workspace
+  int64_t shared_bytes = 0;        ///< dynamic shared memory of a block
+  int64_t workspace_bytes = 0;     ///< Matmul4bitParams::workspace
+};
+
 /// Gathers rows of a 4-bit table [rows, dim]: output[i, :] = W[ids[i], :].
 struct Embedding4bitParams {
-  const int64_t* ids = nullptr;  ///< [count], each in [0, rows): checked by the caller
+  const int64_t* ids = nullptr;  ///< [count]. CPU: each in [0, rows), checked by the caller. CUDA:
+                                 ///< others give a row of NaN.
   int64_t count = 0;
   int64_t rows = 0, dim = 0;
   const uint8_t* packed = nullptr;
@@ -150,6 +170,22 @@ namespace cuda {
 Status quantize_4bit(const Quantize4bitParams& params, Stream stream) noexcept;
 Status dequantize_4bit(const Dequantize4bitParams& params, Stream stream) noexcept;
 Status embedding_4bit(const Embedding4bitParams& params, Stream stream) noexcept;
+
+/// The plans are plain C++ and part of every build. They check nothing.
+Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& params,
+                                    const DeviceProperties& device) noexcept;
+Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& params,
+                                                   const DeviceProperties& device) noexcept;
+
+/// Any m, n, k, even blocksize, dtype, table (`code` is device memory, too) and alignment (input,
+/// output and bias at least that of their elements). Weights are used as float32, or as
+/// code * scale with the code rounded to dtype and the scale applied in float32: never rounded
+/// twice. float32 accumulation in a fixed order, so that results repeat bit for bit.
+Status matmul_4bit(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& params,
+                   Stream stream) noexcept;
+/// grad_input[M,K] = grad_output[M,N] * W[N,K], as cpu::matmul_4bit_backward_input.
+Status matmul_4bit_backward_input(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& params,
+                                  Stream stream) noexcept;
 }  // namespace cuda
 
 }  // namespace lowbit::kernels

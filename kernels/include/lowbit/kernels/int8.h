@@ -76,9 +76,31 @@ struct DequantizeMatmulParams {
   DType output_dtype = DType::kFloat16;
 };
 
+/// The columns whose flag is set, in ascending order, and how many they are: a list that the device
+/// writes for itself.
+struct CompactColumnsParams {
+  const uint8_t* flags = nullptr;  ///< [cols]
+  int64_t cols = 0;
+  int32_t* columns = nullptr;  ///< [cols]; [0, count) is written
+  int32_t* count = nullptr;    ///< one value
+};
+
+/// The epilogue of LLM.int8() with outliers: dequantize_matmul, plus the sum over the listed columns
+/// k of input[r, k] * (q[c, k] * col_stats[c] / 127), float32, one rounding. cols of `matmul` is N.
+struct DequantizeMixedParams {
+  DequantizeMatmulParams matmul;
+  const void* input = nullptr;  ///< [rows, K]
+  int64_t input_stride = 0;
+  DType input_dtype = DType::kFloat16;
+  const int8_t* q = nullptr;  ///< [N, K]: the weight's codes
+  int64_t k = 0;
+  const int32_t* columns = nullptr;  ///< of CompactColumnsParams
+  const int32_t* count = nullptr;
+};
+
 /// output[i, :] = q[ids[i], :] * stats[ids[i]] / 127
 struct EmbeddingInt8Params {
-  const int64_t* ids = nullptr;
+  const int64_t* ids = nullptr;  ///< as in Embedding4bitParams
   int64_t count = 0;
   int64_t rows = 0, dim = 0;
   const int8_t* q = nullptr;
@@ -132,14 +154,33 @@ Status embedding_int8(const EmbeddingInt8Params& params, int64_t begin, int64_t 
 Status linear_int8(const LinearInt8Params& params, int64_t begin, int64_t end) noexcept;
 }  // namespace cpu
 
-/// The CUDA entries, in builds with CUDA; see fourbit.h. zero_outlier_columns reads the flags on
-/// the device, so that the pair is capturable whatever the data.
+/// The CUDA entries, in builds with CUDA; see fourbit.h. Outliers are marked, listed and multiplied
+/// on the device, so that the sequence is capturable whatever the data.
 namespace cuda {
 Status quantize_rowwise(const QuantizeRowwiseParams& params, Stream stream) noexcept;
 Status zero_outlier_columns(const QuantizeRowwiseParams& params, Stream stream) noexcept;
+Status compact_columns(const CompactColumnsParams& params, Stream stream) noexcept;
+Status quantize_colwise(const QuantizeColwiseParams& params, Stream stream) noexcept;
 Status dequantize_rowwise(const DequantizeRowwiseParams& params, Stream stream) noexcept;
 Status dequantize_matmul(const DequantizeMatmulParams& params, Stream stream) noexcept;
+Status dequantize_mixed(const DequantizeMixedParams& params, Stream stream) noexcept;
 Status embedding_int8(const EmbeddingInt8Params& params, Stream stream) noexcept;
+
+/// Who multiplies: the kernel here, or the caller's library (cuBLASLt) and dequantize_matmul.
+enum class MatmulInt8Route : int8_t {
+  kKernel,   ///< matmul_int8 below: reads the weight once for up to 16 rows
+  kLibrary,  ///< tensor cores through the library: k and n multiples of 8, m > 16
+  kPadded,   ///< the same after zeros are appended to k (to a multiple of 16) and n (of 8)
+};
+/// A pure function of the sizes.
+MatmulInt8Route plan_matmul_int8(int64_t m, int64_t n, int64_t k) noexcept;
+/// Any size; meant for few rows.
+Status matmul_int8(const MatmulInt8Params& params, Stream stream) noexcept;
+
+/// Rows up to which linear_int8 is faster than a dequantized weight and a library matmul.
+inline constexpr int64_t kMostRowsOfLinearInt8 = 8;
+/// Any size; meant for few rows.
+Status linear_int8(const LinearInt8Params& params, Stream stream) noexcept;
 }  // namespace cuda
 
 }  // namespace lowbit::kernels

@@ -1,12 +1,12 @@
-// The kernels on CPU operands: threads, memory, and checks of what depends on the activations. No
-// graph is recorded.
+// The kernels on plain operands, on their device: memory, and checks of what depends on the
+// activations. No graph is recorded.
 #pragma once
 
 #include <tuple>
 
 #include "ops/linear.h"
 
-namespace lowbit::ops::cpu {
+namespace lowbit::ops::direct {
 
 /// `code`: 16 values that replace the table of the type, or null.
 /// `op` and `argument` (the activations' name there) are for errors.
@@ -28,4 +28,4 @@ at::Tensor linear_8bit_backward_input(const at::Tensor& grad_output, const Weigh
 at::Tensor embedding_8bit(const at::Tensor& ids, const Weight8bit& table, at::ScalarType dtype);
 at::Tensor dequantize_8bit(const Weight8bit& weight, at::ScalarType dtype);
 
-}  // namespace lowbit::ops::cpu
+}  // namespace lowbit::ops::direct

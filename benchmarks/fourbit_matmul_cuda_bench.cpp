@@ -1,0 +1,327 @@
+// Speed of the 4-bit matmul on CUDA, against cuBLAS bf16 and dequantize + cuBLAS in the same run.
+//
+// Every figure is the median of 21 replays of a graph of launches over weights that rotate through
+// more than four times the L2 cache. TB/s counts the codes and statistics, once; `% copy` is its
+// share of the bandwidth of a device copy (bytes read and written).
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "codebook.h"
+#include "cuda/fourbit_matmul.h"
+#include "lowbit/kernels/fourbit.h"
+
+namespace {
+
+using namespace lowbit::kernels;
+
+void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(error));
+  std::exit(1);
+}
+void check(Status status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.reason);
+  std::exit(1);
+}
+void check(cublasStatus_t status) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  std::fprintf(stderr, "cuBLAS: %s\n", cublasGetStatusString(status));
+  std::exit(1);
+}
+
+template <typename T>
+T* device(size_t count) {
+  void* p = nullptr;
+  check(cudaMalloc(&p, count * sizeof(T)));
+  return static_cast<T*>(p);
+}
+
+DeviceProperties properties() {
+  const auto attribute = [](cudaDeviceAttr a) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, a, 0));
+    return value;
+  };
+  DeviceProperties d;
+  d.compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                         attribute(cudaDevAttrComputeCapabilityMinor);
+  d.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  d.shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  d.l2_bytes = attribute(cudaDevAttrL2CacheSize);
+  return d;
+}
+
+cudaStream_t stream;
+
+/// Microseconds of one launch(i), i = 0, 1, ...
+double time(int launches, const std::function<void(int)>& launch) {
+  launch(0);
+  check(cudaStreamSynchronize(stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < launches; ++i) launch(i);
+  check(cudaStreamEndCapture(stream, &graph));
+  check(cudaGraphInstantiate(&exec, graph, 0));
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin));
+  check(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int i = 0; i < 23; ++i) {
+    check(cudaEventRecord(begin, stream));
+    check(cudaGraphLaunch(exec, stream));
+    check(cudaEventRecord(end, stream));
+    check(cudaEventSynchronize(end));
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 2) times.push_back(ms);
+  }
+  check(cudaEventDestroy(begin));
+  check(cudaEventDestroy(end));
+  check(cudaGraphExecDestroy(exec));
+  check(cudaGraphDestroy(graph));
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2] * 1e3 / launches;
+}
+
+/// Random bytes, from one random megabyte at many offsets.
+void fill_random(void* to, size_t bytes, std::mt19937& rng, bool bf16) {
+  constexpr size_t kPiece = 1 << 20;
+  std::vector<uint16_t> piece(kPiece);
+  std::normal_distribution<float> normal;
+  for (auto& v : piece) {
+    v = bf16 ? static_cast<uint16_t>(__builtin_bit_cast(uint32_t, normal(rng)) >> 16)
+             : static_cast<uint16_t>(rng());
+  }
+  for (size_t at = 0; at < bytes; at += kPiece) {
+    check(cudaMemcpy(static_cast<char*>(to) + at, piece.data() + rng() % (kPiece / 2),
+                     std::min(kPiece, bytes - at), cudaMemcpyHostToDevice));
+  }
+}
+
+struct Row {
+  std::string kernel;
+  int64_t n, k, m;
+  double us, plain_us, cublas_us, dequantize_us, terabytes;
+  bool fused;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Speed of the 4-bit matmul on CUDA against cuBLAS"};
+  bool quick = false, variants = false, plain = false, fp16 = false;
+  int64_t blocksize = 64;
+  std::string markdown, json;
+  std::vector<int64_t> tokens;
+  std::vector<std::string> shapes;
+  app.add_flag("--quick", quick, "Few shapes and M");
+  app.add_flag("--variants", variants, "Every variant of the small-M kernel, too");
+  app.add_flag("--plain", plain, "Scales in float32 instead of nested ones");
+  app.add_flag("--fp16", fp16, "float16 instead of bfloat16 activations");
+  app.add_option("--blocksize", blocksize);
+  app.add_option("--m", tokens, "Values of M");
+  app.add_option("--shape", shapes, "NxK");
+  app.add_option("--md", markdown, "Write the table to this file, too");
+  app.add_option("--json", json, "Write the rows to this file");
+  CLI11_PARSE(app, argc, argv);
+  if (shapes.empty()) {
+    shapes = {"14336x4096", "4096x4096"};
+    if (!quick) {
+      for (const char* s : {"8192x8192", "4096x14336", "28672x8192", "1024x4096"}) {
+        shapes.emplace_back(s);
+      }
+    }
+  }
+  if (tokens.empty()) {
+    tokens = quick ? std::vector<int64_t>{1, 4, 8, 16, 32, 64}
+                   : std::vector<int64_t>{1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512};
+  }
+
+  const DeviceProperties gpu = properties();
+  check(cudaStreamCreate(&stream));
+  cublasHandle_t cublas;
+  check(cublasCreate(&cublas));
+  check(cublasSetStream(cublas, stream));
+  void* cublas_workspace = device<char>(64 << 20);
+  check(cublasSetWorkspace(cublas, cublas_workspace, 64 << 20));
+  std::mt19937 rng(1);
+  const int64_t most_m = *std::max_element(tokens.begin(), tokens.end());
+
+  const size_t copy_bytes = size_t{512} << 20;
+  auto* copy_from = device<char>(copy_bytes);
+  auto* copy_to = device<char>(copy_bytes);
+  const double ceiling = 2.0 * copy_bytes /
+                         time(4,
+                              [&](int) {
+                                check(cudaMemcpyAsync(copy_to, copy_from, copy_bytes,
+                                                      cudaMemcpyDeviceToDevice, stream));
+                              }) *
+                         1e-6;  // TB/s
+  check(cudaFree(copy_from));
+  check(cudaFree(copy_to));
+
+  cudaDeviceProp name;
+  check(cudaGetDeviceProperties(&name, 0));
+  std::string out = std::string(name.name) + ", copy " + std::to_string(ceiling).substr(0, 4) +
+                    " TB/s, NF4, blocksize " + std::to_string(blocksize) +
+                    (plain ? ", float32 scales, " : ", nested scales, ") +
+                    (fp16 ? "float16" : "bfloat16") + "\n\n" +
+                    "| N x K | M | kernel | us | us, no early launch | TB/s | % copy | cuBLAS us | "
+                    "ratio | dequantize + cuBLAS us |\n"
+                    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
+  std::printf("%s", out.c_str());
+  std::vector<Row> rows;
+
+  for (const std::string& shape : shapes) {
+    int64_t n = 0, k = 0;
+    if (std::sscanf(shape.c_str(), "%ldx%ld", &n, &k) != 2) {
+      std::fprintf(stderr, "a shape is NxK, got %s\n", shape.c_str());
+      return 2;
+    }
+    const int64_t codes = ceil_div(n * k, 2), blocks = ceil_div(n * k, blocksize);
+    const int64_t weight_bytes = codes + (plain ? 4 * blocks : blocks + blocks / 64);
+    const int64_t rotated = 4 * gpu.l2_bytes + (32 << 20);
+    const int copies = static_cast<int>(ceil_div(rotated, weight_bytes) + 1);
+    const int dense_copies = static_cast<int>(ceil_div(rotated, 2 * n * k) + 1);
+    auto* packed = device<uint8_t>(codes * copies);
+    auto* absmax_8bit = device<uint8_t>(blocks * copies + 16);
+    auto* absmax = device<float>(blocks * copies + 16);
+    auto* absmax2 = device<float>(ceil_div(blocks, kNestedBlocksize) * copies);
+    auto* map = device<float>(256);
+    auto* offset = device<float>(1);
+    auto* dense = device<uint16_t>(n * k * dense_copies);
+    auto* x = device<uint16_t>(most_m * k);
+    auto* y = device<uint16_t>(most_m * n);
+    fill_random(packed, codes * copies, rng, false);
+    fill_random(absmax_8bit, blocks * copies, rng, false);
+    fill_random(dense, 2 * n * k * dense_copies, rng, true);
+    fill_random(x, 2 * most_m * k, rng, true);
+    std::vector<float> values(blocks * copies);
+    for (float& v : values) v = 0.02f + 0.001f * static_cast<float>(rng() % 64);
+    check(cudaMemcpy(absmax, values.data(), values.size() * 4, cudaMemcpyHostToDevice));
+    check(cudaMemcpy(absmax2, values.data(), ceil_div(blocks, kNestedBlocksize) * copies * 4,
+                     cudaMemcpyHostToDevice));
+    check(cudaMemcpy(map, codebook::kDynamicSigned.values, 1024, cudaMemcpyHostToDevice));
+    check(cudaMemcpy(offset, values.data(), 4, cudaMemcpyHostToDevice));
+
+    const auto params = [&](int64_t m, int i) {
+      const int64_t c = i % copies;
+      Matmul4bitParams p;
+      p.input = x;
+      p.input_stride = k;
+      p.dtype = fp16 ? DType::kFloat16 : DType::kBFloat16;
+      p.m = m, p.n = n, p.k = k;
+      p.packed = packed + c * codes;
+      if (plain) {
+        p.scales.absmax = absmax + c * blocks;
+      } else {
+        p.scales = {nullptr, absmax_8bit + c * blocks, map,
+                    absmax2 + c * ceil_div(blocks, kNestedBlocksize), offset};
+      }
+      p.blocksize = blocksize;
+      p.output = y;
+      return p;
+    };
+    const auto library = [&](int64_t m, const void* w) {
+      const float one = 1.0f, zero = 0.0f;
+      const cudaDataType type = fp16 ? CUDA_R_16F : CUDA_R_16BF;
+      check(cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(n), static_cast<int>(m),
+                         static_cast<int>(k), &one, w, type, static_cast<int>(k), x, type,
+                         static_cast<int>(k), &zero, y, type, static_cast<int>(n),
+                         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    };
+
+    for (const int64_t m : tokens) {
+      const int launches = std::max(24, ceil_div(24, copies) * copies > 48 ? 24 : copies);
+      const double cublas_us = time(std::max(24, dense_copies),
+                                    [&](int i) { library(m, dense + (i % dense_copies) * n * k); });
+      const double dequantize_us = time(std::max(8, std::min(copies, 16)), [&](int i) {
+        const Matmul4bitParams p = params(m, i);
+        Dequantize4bitParams d;
+        d.packed = p.packed;
+        d.scales = p.scales;
+        d.numel = n * k;
+        d.blocksize = blocksize;
+        d.output = dense;
+        d.output_dtype = p.dtype;
+        check(cuda::dequantize_4bit(d, Stream{stream}));
+        library(m, dense);
+      });
+      const auto report = [&](const Matmul4bitCudaPlan& plan, const char* prefix) {
+        void* workspace = plan.workspace_bytes > 0 ? device<char>(plan.workspace_bytes) : nullptr;
+        const auto run = [&](bool early) {
+          return time(std::max(launches, copies), [&](int i) {
+            Matmul4bitParams p = params(m, i);
+            p.workspace = workspace;
+            p.programmatic_launch = early;
+            check(cuda::matmul_4bit(plan, p, Stream{stream}));
+          });
+        };
+        Row row{std::string(prefix) + plan.kernel,
+                n,
+                k,
+                m,
+                0,
+                run(false),
+                cublas_us,
+                dequantize_us,
+                0,
+                plan.fused};
+        row.us = gpu.compute_capability >= 90 ? run(true) : row.plain_us;
+        row.terabytes = weight_bytes / row.us * 1e-6;
+        if (workspace != nullptr) check(cudaFree(workspace));
+        char line[256];
+        std::snprintf(line, sizeof line,
+                      "| %ldx%ld | %ld | %s%s | %.2f | %.2f | %.2f | %.0f | %.2f | %.2f | %.1f |\n",
+                      n, k, m, row.kernel.c_str(), row.fused ? "" : " (not advised)", row.us,
+                      row.plain_us, row.terabytes, 100 * row.terabytes / ceiling, cublas_us,
+                      cublas_us / row.us, dequantize_us);
+        std::printf("%s", line);
+        std::fflush(stdout);
+        out += line;
+        rows.push_back(row);
+      };
+      const Matmul4bitCudaPlan chosen = cuda::plan_matmul_4bit(params(m, 0), gpu);
+      // An advised library call is measured in its own column.
+      if (chosen.fused || chosen.id != cuda::kGeneral) report(chosen, "");
+      for (int v = 0; variants && v < cuda::kSmallVariantCount; ++v) {
+        const cuda::SmallVariant& variant = cuda::kSmallVariants[v];
+        if (m > variant.tokens || variant.fine != (blocksize == 32)) continue;
+        const Matmul4bitCudaPlan plan = cuda::plan_small(params(m, 0), gpu, v);
+        if (plan.grid_x > 0 && plan.id != chosen.id) report(plan, "~ ");
+      }
+    }
+    for (void* p :
+         {static_cast<void*>(packed), static_cast<void*>(absmax_8bit), static_cast<void*>(absmax),
+          static_cast<void*>(absmax2), static_cast<void*>(map), static_cast<void*>(offset),
+          static_cast<void*>(dense), static_cast<void*>(x), static_cast<void*>(y)}) {
+      check(cudaFree(p));
+    }
+  }
+  if (!markdown.empty()) std::ofstream(markdown) << out;
+  if (!json.empty()) {
+    std::ofstream file(json);
+    file << "[";
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const Row& r = rows[i];
+      file << (i > 0 ? ",\n " : "\n ") << "{\"n\": " << r.n << ", \"k\": " << r.k
+           << ", \"m\": " << r.m << ", \"kernel\": \"" << r.kernel << "\", \"us\": " << r.us
+           << ", \"us_no_early_launch\": " << r.plain_us << ", \"cublas_us\": " << r.cublas_us
+           << ", \"dequantize_cublas_us\": " << r.dequantize_us << "}";
+    }
+    file << "\n]\n";
+  }
+  return 0;
+}

@@ -1,0 +1,126 @@
+// A random 4-bit matmul problem on the device, with its exact answer.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "cuda/fourbit_matmul.h"
+#include "device_buffer.h"
+#include "kernels/fourbit_problem.h"
+
+namespace lowbit::kernels::testing {
+
+using test::DeviceBuffer;
+
+inline DeviceProperties device_properties() {
+  const auto attribute = [](cudaDeviceAttr a) {
+    int value = 0;
+    EXPECT_CUDA_OK(cudaDeviceGetAttribute(&value, a, 0));
+    return value;
+  };
+  DeviceProperties d;
+  d.compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                         attribute(cudaDevAttrComputeCapabilityMinor);
+  d.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  d.shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  d.l2_bytes = attribute(cudaDevAttrL2CacheSize);
+  return d;
+}
+
+class DeviceProblem {
+ public:
+  using Bytes = std::vector<unsigned char>;
+
+  DeviceProblem(const FourbitSpec& spec, std::mt19937& rng)
+      : spec_(spec), host_(spec, rng), p_(host_.params()) {
+    const int64_t blocks = ceil_div(spec.n * spec.k, spec.blocksize), item = itemsize(spec.dtype);
+    upload(p_.packed, ceil_div(spec.n * spec.k, 2), spec.misalignment);
+    if (spec.nested) {
+      upload(p_.scales.absmax_8bit, blocks, spec.misalignment);
+      upload(p_.scales.absmax_code, 1024, 0);
+      upload(p_.scales.absmax2, ceil_div(blocks, kNestedBlocksize) * 4, 4 * spec.misalignment);
+      upload(p_.scales.absmax_offset, 4, 0);
+    } else {
+      upload(p_.scales.absmax, blocks * 4, 4 * spec.misalignment);
+    }
+    upload(p_.input, ((spec.m - 1) * p_.input_stride + spec.k) * item, spec.misalignment * item);
+    if (p_.bias != nullptr) upload(p_.bias, spec.n * itemsize(spec.bias_dtype), 0);
+    if (p_.code != nullptr) upload(p_.code, 64, 0);
+    output_ = std::make_unique<DeviceBuffer<unsigned char>>(spec.m * spec.n * item,
+                                                            spec.misalignment * item);
+    p_.output = output_->data();
+  }
+
+  const Matmul4bitParams& params() const { return p_; }
+  FourbitProblem& host() { return host_; }
+  void poison() { output_->fill(0xff); }  // NaN in every element type
+  Bytes output() const { return output_->read(); }
+
+  /// Columns first, first + step, ... against sums in float64. `rounded_codes`: the kernel's table
+  /// is rounded to dtype.
+  ::testing::AssertionResult check(const Bytes& output, bool rounded_codes, int64_t first = 0,
+                                   int64_t step = 1) {
+    const Matmul4bitParams h = host_.params();
+    const float* table = code_table(h.quant_type, h.code);
+    if (inputs_.empty()) inputs_ = host_.inputs();
+    std::vector<double> w(static_cast<size_t>(spec_.k));
+    const double unit = rounding(spec_.dtype);
+    double error2 = 0.0, norm2 = 0.0;
+    int64_t checked = 0;
+    for (int64_t n = first; n < spec_.n; n += step) {
+      for (int64_t k = 0; k < spec_.k; ++k) {
+        const int64_t i = n * spec_.k + k;
+        w[k] = double{table[code_at(h.packed, i)]} * block_scale(h.scales, i / spec_.blocksize);
+      }
+      for (int64_t m = 0; m < spec_.m; ++m) {
+        const double* x = &inputs_[m * spec_.k];
+        double sum = 0.0, magnitude = 0.0;
+        for (int64_t k = 0; k < spec_.k; ++k) {
+          sum += x[k] * w[k];
+          magnitude += std::fabs(x[k] * w[k]);
+        }
+        const double expected = sum + host_.bias(n);
+        const double got = load_element(output.data(), spec_.dtype, m * spec_.n + n);
+        const double bound = (2e-6 + (rounded_codes ? unit : 0.0)) * magnitude +
+                             unit * (std::fabs(expected) + 1e-6) + 0x1p-25;
+        if (!(std::fabs(got - expected) <= bound)) {
+          return ::testing::AssertionFailure()
+                 << "token " << m << " column " << n << ": got " << got << ", expected " << expected
+                 << " +- " << bound;
+        }
+        error2 += (got - expected) * (got - expected);
+        norm2 += expected * expected;
+        ++checked;
+      }
+    }
+    // Half a unit in the last place of the result, uniform, is 1.1e-3 (bfloat16) and 1.4e-4
+    // (float16); a table in that type adds up to as much again.
+    const double tolerance = spec_.dtype == DType::kFloat32    ? 3e-6
+                             : spec_.dtype == DType::kBFloat16 ? 3e-3
+                                                               : 5e-4;
+    const double error = std::sqrt(error2 / norm2);
+    if (checked >= 64 && !(error <= tolerance)) {
+      return ::testing::AssertionFailure() << "relative error " << error << " above " << tolerance;
+    }
+    return ::testing::AssertionSuccess();
+  }
+
+ private:
+  /// Moves what `pointer` points to, to the device; an odd `offset` misaligns it on purpose.
+  template <typename P>
+  void upload(const P*& pointer, int64_t bytes, size_t offset) {
+    const auto* from = reinterpret_cast<const unsigned char*>(pointer);
+    buffers_.push_back(
+        std::make_unique<DeviceBuffer<unsigned char>>(Bytes(from, from + bytes), offset));
+    pointer = reinterpret_cast<const P*>(buffers_.back()->data());
+  }
+
+  FourbitSpec spec_;
+  FourbitProblem host_;
+  Matmul4bitParams p_;
+  std::vector<std::unique_ptr<DeviceBuffer<unsigned char>>> buffers_;
+  std::unique_ptr<DeviceBuffer<unsigned char>> output_;
+  std::vector<double> inputs_;
+};
+
+}  // namespace lowbit::kernels::testing

@@ -1,0 +1,125 @@
+// The plans of the CUDA matmul: pure functions, tested without a GPU.
+#include <gtest/gtest.h>
+
+#include <random>
+#include <string>
+
+#include "cuda/fourbit_matmul.h"
+
+namespace lowbit::kernels::cuda {
+namespace {
+
+constexpr DeviceProperties kHopper{90, 132, 232448, 50 << 20};
+constexpr DeviceProperties kAmpere{80, 108, 166912, 40 << 20};
+constexpr DeviceProperties kAda{89, 128, 101376, 72 << 20};
+constexpr DeviceProperties kTuring{75, 40, 65536, 4 << 20};
+
+Matmul4bitParams problem(int64_t m, int64_t n, int64_t k) {
+  static const uint8_t codes[1] = {};
+  Matmul4bitParams p;
+  p.m = m, p.n = n, p.k = k;
+  p.input_stride = k;
+  p.dtype = DType::kBFloat16;
+  p.scales.absmax_8bit = codes;
+  return p;
+}
+
+TEST(CudaMatmulPlan, StreamsTheWeightOnceForFewTokens) {
+  const int64_t shapes[][2] = {{4096, 4096}, {14336, 4096}, {4096, 14336},
+                               {8192, 8192}, {28672, 8192}, {1024, 4096}};
+  for (const DeviceProperties& device : {kHopper, kAmpere, kAda}) {
+    for (const auto& [n, k] : shapes) {
+      // The scales of 16 such rows do not fit there beside the rings.
+      if (device.compute_capability == 89 && k > 8192) continue;
+      for (int64_t m = 1; m <= 16; ++m) {
+        const Matmul4bitCudaPlan plan = plan_matmul_4bit(problem(m, n, k), device);
+        SCOPED_TRACE(std::to_string(device.compute_capability) + " m " + std::to_string(m) + " n " +
+                     std::to_string(n) + " k " + std::to_string(k) + " " + plan.kernel);
+        EXPECT_GE(plan.id, kSmall);
+        EXPECT_TRUE(plan.fused);
+        EXPECT_LE(plan.shared_bytes, device.shared_bytes_per_block);
+        EXPECT_GE(plan.grid_x, std::min<int64_t>(device.multiprocessors, n / 16));
+        EXPECT_EQ(plan.workspace_bytes, 0);
+        if (device.compute_capability == 90) {
+          EXPECT_EQ(plan.grid_y, 1);
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaMatmulPlan, OddProblemsGoToTheGeneralKernel) {
+  const auto kernel = [](const Matmul4bitParams& p, const DeviceProperties& device = kHopper) {
+    return std::string(plan_matmul_4bit(p, device).kernel);
+  };
+  EXPECT_NE("general", kernel(problem(1, 4096, 4096)));
+  EXPECT_EQ("general", kernel(problem(1, 4096, 4096), kTuring));
+  EXPECT_EQ("general", kernel(problem(1, 4096, 4095)));
+  EXPECT_EQ("general", kernel(problem(1, 4096, 4000)));
+  Matmul4bitParams p = problem(1, 4096, 4096);
+  p.dtype = DType::kFloat32;
+  EXPECT_EQ("general", kernel(p));
+  p = problem(1, 4096, 4096);
+  p.blocksize = 96;
+  EXPECT_EQ("general", kernel(p));
+  p = problem(1, 4096, 4160);
+  p.blocksize = 128;  // blocks straddle rows
+  EXPECT_EQ("general", kernel(p));
+  p = problem(2, 4096, 4096);
+  p.input_stride = 4097;
+  EXPECT_EQ("general", kernel(p));
+  const float code[16] = {};
+  p = problem(1, 4096, 4096);
+  p.code = code;
+  EXPECT_EQ("general", kernel(p));
+  alignas(16) static const uint8_t packed[32] = {};
+  p = problem(1, 4096, 4096);
+  p.packed = packed;
+  EXPECT_NE("general", kernel(p));
+  p.packed = packed + 8;
+  EXPECT_EQ("general", kernel(p));
+}
+
+TEST(CudaMatmulPlan, ManyTokensAreNotFused) {
+  EXPECT_TRUE(plan_matmul_4bit(problem(16, 4096, 4095), kHopper).fused);
+  EXPECT_FALSE(plan_matmul_4bit(problem(2048, 4096, 4095), kHopper).fused);
+  EXPECT_FALSE(plan_matmul_4bit(problem(2048, 4096, 4096), kHopper).fused);
+  EXPECT_FALSE(plan_matmul_4bit_backward_input(problem(2048, 4096, 4096), kHopper).fused);
+  EXPECT_TRUE(plan_matmul_4bit_backward_input(problem(1, 4096, 4096), kHopper).fused);
+}
+
+TEST(CudaMatmulPlan, EmptyProblemsHaveNoBlocks) {
+  EXPECT_EQ(0, plan_matmul_4bit(problem(0, 8, 8), kHopper).grid_x);
+  EXPECT_EQ(0, plan_matmul_4bit(problem(8, 0, 8), kHopper).grid_x);
+  EXPECT_EQ(0, plan_matmul_4bit_backward_input(problem(8, 8, 0), kHopper).grid_x);
+}
+
+/// The parts of a block's shared memory follow each other and hold what the kernel puts there.
+TEST(CudaMatmulPlan, SharedMemoryHoldsEveryPart) {
+  std::mt19937 rng(std::random_device{}());
+  const auto upto = [&](int64_t high) {
+    return std::uniform_int_distribution<int64_t>(1, high)(rng);
+  };
+  for (int i = 0; i < 2000; ++i) {
+    const SmallVariant& v = kSmallVariants[rng() % kSmallVariantCount];
+    const int64_t blocksize = v.fine ? 32 : int64_t{64} << rng() % 7;
+    const int64_t k = std::max<int64_t>(64, blocksize) * upto(40), n = upto(20000), m = upto(40);
+    const int64_t tiles = ceil_div(n, 16), grid = std::min(tiles, upto(264));
+    const bool nested = rng() % 2 == 0;
+    const SmallLayout l = small_layout(v, m, n, k, blocksize, nested, grid);
+    const int64_t count = l.tiles_base + (l.tiles_rest > 0), rows = 16 * count;
+    EXPECT_EQ(tiles, l.tiles_base * grid + l.tiles_rest);
+    EXPECT_EQ(l.map, kPairTable + v.warps * v.stages * kSmallStage);
+    EXPECT_GE(l.absmax2, l.map + (nested ? 1024 : 0));
+    EXPECT_GE(l.scales, l.absmax2 + (nested ? (rows * k / blocksize / 256 + 2) * 4 : 0));
+    EXPECT_GE(l.pitch * (v.fine ? 32 : 64), ceil_div(k, 256) * 256);
+    EXPECT_EQ(1, l.pitch / 4 % 2);
+    EXPECT_GE(l.sums, l.scales + rows * l.pitch * 4);
+    EXPECT_GE(l.bytes, l.sums + v.warps * rows * l.sum_pitch * 4);
+    EXPECT_GE(l.bytes, l.sums + (nested ? rows * k / blocksize + 32 : 0));
+    EXPECT_EQ(0, l.scales % 16 + l.sums % 16);
+  }
+}
+
+}  // namespace
+}  // namespace lowbit::kernels::cuda
