@@ -71,10 +71,10 @@ bool CudaDecoder::supports(LlamaForCausalLMImpl& module) {
 }
 
 CudaDecoder::CudaDecoder(LlamaForCausalLMImpl& module)
-    : norm_(module.model->norm->weight),
+    : norm_(module.model->norm),
       eps_(static_cast<float>(module.config().rms_norm_eps)),
-      dtype_(norm_.scalar_type()),
-      device_(norm_.device()) {
+      dtype_(norm_.weight.scalar_type()),
+      device_(norm_.weight.device()) {
   const io::ModelConfig& config = module.config();
   hidden_ = config.hidden_size;
   heads_ = config.num_attention_heads;
@@ -87,7 +87,7 @@ CudaDecoder::CudaDecoder(LlamaForCausalLMImpl& module)
   const auto linear = [](const torch::nn::Linear& l) { return CudaLinear(l->weight, l->bias); };
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     LlamaDecoderLayerImpl& l = module.model->layer(i);
-    layers_.push_back({l.input_layernorm->weight, l.post_attention_layernorm->weight,
+    layers_.push_back({Norm(l.input_layernorm), Norm(l.post_attention_layernorm),
                        linear(l.self_attn->q_proj), linear(l.self_attn->k_proj),
                        linear(l.self_attn->v_proj), linear(l.self_attn->o_proj),
                        linear(l.mlp->gate_proj), linear(l.mlp->up_proj), linear(l.mlp->down_proj)});
@@ -100,8 +100,9 @@ bool CudaDecoder::is_current(LlamaForCausalLMImpl& module) const {
   const auto same = [](const CudaLinear& mine, const torch::nn::Linear& theirs) {
     return mine.reads(theirs->weight, theirs->bias);
   };
-  if (!norm_.is_same(module.model->norm->weight) || norm_.device() != device_ ||
-      norm_.scalar_type() != dtype_ || !embedding_.reads(module.model->embed_tokens->weight, {}) ||
+  if (!norm_.reads(module.model->norm) || norm_.weight.device() != device_ ||
+      norm_.weight.scalar_type() != dtype_ ||
+      !embedding_.reads(module.model->embed_tokens->weight, {}) ||
       !head_.reads(module.head_weight(), {})) {
     return false;
   }
@@ -112,8 +113,8 @@ bool CudaDecoder::is_current(LlamaForCausalLMImpl& module) const {
         !same(mine.v, l.self_attn->v_proj) || !same(mine.o, l.self_attn->o_proj) ||
         !same(mine.gate, l.mlp->gate_proj) || !same(mine.up, l.mlp->up_proj) ||
         !same(mine.down, l.mlp->down_proj) ||
-        !mine.attention_norm.is_same(l.input_layernorm->weight) ||
-        !mine.mlp_norm.is_same(l.post_attention_layernorm->weight)) {
+        !mine.attention_norm.reads(l.input_layernorm) ||
+        !mine.mlp_norm.reads(l.post_attention_layernorm)) {
       return false;
     }
   }
@@ -126,14 +127,14 @@ bool CudaDecoder::fits(KVCache& cache) const {
 }
 
 /// normed = norm(hidden += delta)
-at::Tensor CudaDecoder::normalize(const at::Tensor& weight, const at::Tensor& hidden,
+at::Tensor CudaDecoder::normalize(const Norm& norm, const at::Tensor& hidden,
                                   const at::Tensor& delta, const Call& call) const {
   at::Tensor output = ops::empty(hidden.sizes(), dtype_, device_);
   const ops::cuda::Scope scope(kOp, device_);
   ops::cuda::check_launch(
       kOp, kernels::cuda::rms_norm({.hidden = hidden.mutable_data_ptr(),
                                     .delta = delta.defined() ? delta.const_data_ptr() : nullptr,
-                                    .weight = weight.const_data_ptr(),
+                                    .weight = norm.weight.const_data_ptr(),
                                     .output = output.mutable_data_ptr(),
                                     .dtype = ops::kernel_dtype(dtype_),
                                     .rows = hidden.size(0),

@@ -42,8 +42,17 @@ class CudaDecoder {
   static at::Tensor argmax(const at::Tensor& logits);
 
  private:
+  struct Norm {
+    explicit Norm(const LlamaRMSNorm& norm)
+        : weight(norm->weight), data(weight.const_data_ptr()) {}
+    bool reads(const LlamaRMSNorm& norm) const {
+      return weight.is_same(norm->weight) && data == norm->weight.const_data_ptr();
+    }
+    at::Tensor weight;
+    const void* data;
+  };
   struct Layer {
-    at::Tensor attention_norm, mlp_norm;
+    Norm attention_norm, mlp_norm;
     CudaLinear q, k, v, o, gate, up, down;
   };
   struct Call;
@@ -55,14 +64,15 @@ class CudaDecoder {
                     const Call& call) const;
   at::Tensor flash(const at::Tensor& query, const KVCache::Layer& cache, const Call& call) const;
   at::Tensor mix(const Layer& layer, const at::Tensor& normed, const Call& call) const;
-  at::Tensor normalize(const at::Tensor& weight, const at::Tensor& hidden, const at::Tensor& delta,
+  at::Tensor normalize(const Norm& norm, const at::Tensor& hidden, const at::Tensor& delta,
                        const Call& call) const;
   at::Tensor step(const at::Tensor& input, int64_t batch);
   bool capture(Step& step, int64_t batch);
 
   std::vector<Layer> layers_;
   CudaLinear embedding_, head_;
-  at::Tensor norm_, inv_freq_;
+  Norm norm_;
+  at::Tensor inv_freq_;
   int64_t hidden_, heads_, kv_heads_, head_dim_, window_;
   float eps_;
   at::ScalarType dtype_;

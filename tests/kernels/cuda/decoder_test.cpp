@@ -245,7 +245,8 @@ struct AttentionSizes {
 
 /// Attention over a random cache, twice on one workspace.
 void check_attention(const AttentionSizes& s, DType dtype,
-                     const std::function<std::vector<float>(int64_t)>& normal) {
+                     const std::function<std::vector<float>(int64_t)>& normal,
+                     double absolute = 5e-6) {
   const int64_t heads = s.kv_heads * s.group, length = s.past + s.tokens, capacity = length + 3;
   const auto query = normal(s.batch * s.tokens * heads * s.dim);
   const auto keys = normal(s.batch * s.kv_heads * length * s.dim);
@@ -306,7 +307,7 @@ void check_attention(const AttentionSizes& s, DType dtype,
                           .workspace = scratch.data()};
     ASSERT_TRUE(ref::attention(truth, 0, attention_units(truth)).ok());
   }
-  expect_near(as_floats(first, dtype), expected, rounding(dtype) * 1.01, 5e-6, s.text());
+  expect_near(as_floats(first, dtype), expected, rounding(dtype) * 1.01, absolute, s.text());
 }
 
 TEST_F(CudaDecoder, AttentionIsTheReferences) {
@@ -333,11 +334,10 @@ TEST_F(CudaDecoder, AttentionIsTheReferences) {
 
 TEST_F(CudaDecoder, LargeScoresDoNotOverflow) {
   for (const DType dtype : kTypes) {
-    check_attention({1, 1, 2, 4, 64, 200, 0, 132}, dtype, [&](int64_t n) {
-      // Scores up to several hundred: one key has all the weight.
-      auto x = normal(n, dtype, 12.0f);
-      return x;
-    });
+    // Scores of several thousands: one or two keys have all the weight, and float32 rounds the
+    // scores to 3e-4.
+    check_attention({1, 1, 2, 4, 64, 200, 0, 132}, dtype,
+                    [&](int64_t n) { return normal(n, dtype, 12.0f); }, 2e-2);
   }
 }
 
