@@ -351,7 +351,7 @@ bool CudaDecoder::capture(Step& step, int64_t batch) {
     step.graph = std::move(graph);
   } catch (const c10::Error&) {
     use_graphs_ = false;
-    step.logits = {};
+    step.logits = at::Tensor();
     if (begun) {
       try {
         graph->capture_end();
