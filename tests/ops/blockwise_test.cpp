@@ -33,7 +33,9 @@ TEST(BlockwiseGolden, QuantizesAndDequantizesToTheBit) {
         const at::Tensor recorded = golden[key + "q"];
         const int64_t ties = test::on_cuda() || dtype == at::kFloat ? 0 : 5;
         EXPECT_LE(codes.ne(recorded).sum().item<int64_t>(), ties) << key;
-        EXPECT_TRUE(same_bytes(state.absmax, golden[key + "absmax"])) << key;
+        if (golden.contains(key + "absmax")) {
+          EXPECT_TRUE(same_bytes(state.absmax, golden[key + "absmax"])) << key;
+        }
         if (golden.contains(key + "deq")) {
           EXPECT_TRUE(same_bytes(dequantize_blockwise(recorded, state), golden[key + "deq"]))
               << key;

@@ -56,7 +56,7 @@ TEST(Linear4bitGolden, OutputsAndGradientsOfTheReferenceLayer) {
       for (const auto& [name, dtype] : kDtypes) {
         const std::string key = c10::str("l4.", type, ".", nested, ".", name, ".");
         auto entries = golden.with_prefix(key + "sd.weight.");
-        const QuantState state = QuantState::from_tensors(entries);
+        const QuantState state = QuantState::from_tensors(entries).to(test::device());
         const at::Tensor packed = golden[key + "sd.weight"];
         const at::Tensor bias = golden[key + "sd.bias"];
         for (const int m : {1, 2, 5, 16, 64}) {
