@@ -141,9 +141,7 @@ struct FusedCase {
   int64_t heads, kv_heads, head_dim, window;
   bool nf4;
   /// Roundings of activations between the layers, in another order.
-  double limit() const {
-    return dtype == at::kFloat ? 1e-4 : dtype == at::kHalf ? 5e-3 : 3e-2;
-  }
+  double limit() const { return dtype == at::kFloat ? 1e-4 : dtype == at::kHalf ? 5e-3 : 3e-2; }
 };
 
 class FusedDecoder : public ::testing::TestWithParam<FusedCase> {
@@ -160,15 +158,16 @@ class FusedDecoder : public ::testing::TestWithParam<FusedCase> {
     config.head_dim = c.head_dim;
     config.max_position_embeddings = 1024;
     if (c.window > 0) config.sliding_window = c.window;
-    config.dtype = c.dtype == at::kFloat ? "float32" : c.dtype == at::kHalf ? "float16" : "bfloat16";
+    config.dtype = c.dtype == at::kFloat  ? "float32"
+                   : c.dtype == at::kHalf ? "float16"
+                                          : "bfloat16";
     testing::write_checkpoint(folder_.str(), config, testing::random_weights(config, c.dtype));
     FromPretrainedOptions options{.device_map = "cuda"};
     if (c.nf4) {
-      options.quantization_config =
-          BitsAndBytesConfig{.load_in_4bit = true,
-                             .bnb_4bit_quant_type = "nf4",
-                             .bnb_4bit_use_double_quant = true,
-                             .bnb_4bit_compute_dtype = c.dtype};
+      options.quantization_config = BitsAndBytesConfig{.load_in_4bit = true,
+                                                       .bnb_4bit_quant_type = "nf4",
+                                                       .bnb_4bit_use_double_quant = true,
+                                                       .bnb_4bit_compute_dtype = c.dtype};
     }
     model_ = AutoModelForCausalLM::from_pretrained(folder_.str(), options);
   }
@@ -281,21 +280,23 @@ TEST_P(FusedDecoder, SeesNewWeights) {
   expect_same(in_parts(x, parts), of_module(x), "after set_data");
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Models, FusedDecoder,
-    ::testing::Values(FusedCase{at::kFloat, 8, 2, 64, 0, false},
-                      FusedCase{at::kBFloat16, 8, 2, 64, 0, false},
-                      FusedCase{at::kHalf, 3, 1, 128, 0, false},
-                      FusedCase{at::kBFloat16, 4, 4, 32, 13, false},
-                      FusedCase{at::kFloat, 6, 2, 64, 13, false},
-                      FusedCase{at::kBFloat16, 8, 2, 64, 0, true},
-                      FusedCase{at::kHalf, 9, 3, 64, 40, true}),
-    [](const auto& info) {
-      const FusedCase& c = info.param;
-      const char* dtype = c.dtype == at::kFloat ? "fp32" : c.dtype == at::kHalf ? "fp16" : "bf16";
-      return dtype + std::string(c.nf4 ? "_nf4" : "") + (c.window > 0 ? "_window" : "") + "_group" +
-             std::to_string(c.heads / c.kv_heads);
-    });
+INSTANTIATE_TEST_SUITE_P(Models, FusedDecoder,
+                         ::testing::Values(FusedCase{at::kFloat, 8, 2, 64, 0, false},
+                                           FusedCase{at::kBFloat16, 8, 2, 64, 0, false},
+                                           FusedCase{at::kHalf, 3, 1, 128, 0, false},
+                                           FusedCase{at::kBFloat16, 4, 4, 32, 13, false},
+                                           FusedCase{at::kFloat, 6, 2, 64, 13, false},
+                                           FusedCase{at::kBFloat16, 8, 2, 64, 0, true},
+                                           FusedCase{at::kHalf, 9, 3, 64, 40, true}),
+                         [](const auto& info) {
+                           const FusedCase& c = info.param;
+                           const char* dtype = c.dtype == at::kFloat  ? "fp32"
+                                               : c.dtype == at::kHalf ? "fp16"
+                                                                      : "bf16";
+                           return dtype + std::string(c.nf4 ? "_nf4" : "") +
+                                  (c.window > 0 ? "_window" : "") + "_group" +
+                                  std::to_string(c.heads / c.kv_heads);
+                         });
 
 TEST_F(LlmCudaOnce, DevicesThatAreNotThere) {
   const auto load = [](const FromPretrainedOptions& options) -> std::string {
