@@ -26,6 +26,7 @@ else()
 endif()
 
 if(LOWBIT_HAS_CUDA)
+  find_package(CUDAToolkit REQUIRED)
   message(STATUS "lowbit: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${LOWBIT_CUDA_ARCHITECTURES}")
 elseif(LOWBIT_CUDA STREQUAL "ON")
   message(FATAL_ERROR "lowbit: LOWBIT_CUDA is ON, but ${lowbit_cuda_reason}.")

@@ -11,14 +11,19 @@ namespace lowbit::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kCtasPerMultiprocessor = 4;  // the table is built once a CTA: few, long-lived CTAs
-constexpr int kTurns = 2;                  // blocks of a lane at once, to have loads in flight
+constexpr int kTurns = 2;                                  // blocks of a lane at once
 constexpr int64_t kTile = int64_t{8} * kThreads * kTurns;  // elements of a CTA in a turn
 
-/// kLanes threads share a block of 8 * kLanes elements; blocks of more than 256 elements span warps.
-/// kWhole: all tiles are inside the input, and nothing is checked.
+/// The table is built once a CTA: as many as fit at once, each walking over tiles. More would wait
+/// for the first ones to end.
+template <typename T>
+constexpr int kCtasPerMultiprocessor = sizeof(T) == 4 ? 2 : 3;
+
+/// kLanes threads share a block of 8 * kLanes elements; blocks of more than 256 elements span
+/// warps. The next tile is on its way while the codes of this one are made. kWhole: all tiles are
+/// inside the input, and nothing is checked.
 template <typename T, int kLanes, bool kWhole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor<T>)
     quantize_kernel(const T* __restrict__ input, int64_t numel, const float* __restrict__ code,
                     uint8_t* __restrict__ codes, float* __restrict__ absmax, int64_t first_tile,
                     int64_t end_tile) {
@@ -26,30 +31,40 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kGroups = kThreads / kLanes;
   __shared__ NearestCode nearest;
   nearest.fill(code);
-  __shared__ float partial[kTurns][kThreads / 32];
+  __shared__ float partial[2][kTurns][kThreads / 32];
   const int lane = threadIdx.x % kLanes;
-  for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
+  Pack8<T> ahead[kTurns];
+  const auto load = [&](int64_t tile) {
+#pragma unroll
+    for (int r = 0; r < kTurns; ++r) {
+      const int64_t i = tile * kTile + (r * kThreads + threadIdx.x) * 8;
+      ahead[r] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
+    }
+  };
+  int64_t tile = first_tile + blockIdx.x;
+  if (tile < end_tile) load(tile);
+  for (int turn = 0; tile < end_tile; tile += gridDim.x, turn ^= 1) {
     const int64_t start = tile * kTile + threadIdx.x * 8;
     Pack8<T> x[kTurns][1];
     float largest[kTurns];
 #pragma unroll
-    for (int r = 0; r < kTurns; ++r) {
-      const int64_t i = start + r * kThreads * 8;
-      x[r][0] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
-    }
+    for (int r = 0; r < kTurns; ++r) x[r][0] = ahead[r];
+    if (tile + gridDim.x < end_tile) load(tile + gridDim.x);
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
     if constexpr (kLanes > 32) {
-      __syncthreads();  // the last turn's readers are done
+      // Two buffers: at the barrier every reader of the turn before the last is done.
 #pragma unroll
       for (int r = 0; r < kTurns; ++r) {
-        if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
+        if (threadIdx.x % 32 == 0) partial[turn][r][threadIdx.x / 32] = largest[r];
       }
       __syncthreads();
       const int warp = threadIdx.x / kLanes * (kLanes / 32);
 #pragma unroll
       for (int r = 0; r < kTurns; ++r) {
 #pragma unroll
-        for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
+        for (int w = 0; w < kLanes / 32; ++w) {
+          largest[r] = fmaxf(largest[r], partial[turn][r][warp + w]);
+        }
       }
     }
 #pragma unroll
@@ -104,13 +119,13 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 Status quantize(const QuantizeBlockwiseParams& p, Stream stream) noexcept {
   const auto* input = static_cast<const T*>(p.input);
-  const int64_t most = multiprocessors() * kCtasPerMultiprocessor;
+  const int64_t most = multiprocessors() * kCtasPerMultiprocessor<T>;
   const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
   const auto run = [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
-    const Status status = launch(quantize_kernel<T, kLanes, true>, whole < most ? whole : most,
-                                 kThreads, stream, input, p.numel, p.code, p.codes, p.absmax,
-                                 int64_t{0}, whole);
+    const Status status =
+        launch(quantize_kernel<T, kLanes, true>, whole < most ? whole : most, kThreads, stream,
+               input, p.numel, p.code, p.codes, p.absmax, int64_t{0}, whole);
     if (!status.ok()) return status;
     return launch(quantize_kernel<T, kLanes, false>, tiles - whole, kThreads, stream, input,
                   p.numel, p.code, p.codes, p.absmax, whole, tiles);

@@ -1,5 +1,5 @@
-// Gathers of quantized embedding rows, dequantized on the way. A warp takes a row. An id outside the
-// table reads nothing and gives NaN: a check on the host would have to wait for the device.
+// Gathers of quantized embedding rows, dequantized on the way. A warp takes a row. An id outside
+// the table reads nothing and gives NaN: a check on the host would have to wait for the device.
 #include <cmath>
 #include <cstring>
 #include <type_traits>

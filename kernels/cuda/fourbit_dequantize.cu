@@ -13,8 +13,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kUnroll = 4;  // four bytes of codes, eight elements, each
 
-/// The table in shared memory: sixteen words lie in sixteen banks, so reads never conflict. `custom`
-/// (device memory) replaces it unless null.
+/// The table in shared memory: sixteen words lie in sixteen banks, so reads never conflict.
+/// `custom` (device memory) replaces it unless null.
 __device__ __forceinline__ void fill_table(float* shared, const Table16& table,
                                            const float* custom) {
   if (threadIdx.x < 16) {
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
     dequantize_general_kernel(const uint8_t* __restrict__ packed, BlockScales scales, int64_t numel,
                               int64_t blocksize, T* __restrict__ output,
                               const __grid_constant__ Table16 code,
-                      const float* __restrict__ custom) {
+                              const float* __restrict__ custom) {
   __shared__ float table[16];
   fill_table(table, code, custom);
   const int64_t i = 2 * (int64_t{blockIdx.x} * kThreads + threadIdx.x);

@@ -3,11 +3,12 @@
 // the range is cut in buckets so fine that none holds two thresholds: one compare is left.
 //
 // The bucket comes from one fused multiply-add, 128 * (y * scale + origin) + 1.5 * 2^23, whose low
-// mantissa bits are the rounded integer: bits 7 to 11 of it are the bucket, and at the same time the
-// byte offset of its row in shared memory. A row holds sixteen copies, one for each lane of a
+// mantissa bits are the rounded integer: bits 7 to 11 of it are the bucket, and at the same time
+// the byte offset of its row in shared memory. A row holds sixteen copies, one for each lane of a
 // half-warp, so that 8-byte reads never conflict; masking in the lane costs nothing (one LOP3).
-// The closest threshold lies a tenth of a bucket from an edge at least, so the rounding of that step
-// cannot matter (make_buckets checks it). NaN has all bits set: bucket 31, which is kept for it.
+// The closest threshold lies a tenth of a bucket from an edge at least, so the rounding of that
+// step cannot matter (make_buckets checks it). NaN has all bits set: bucket 31, which is kept for
+// it.
 //
 // A bucket holds the codes on both sides of its threshold in the top bits of a word; a compare
 // chooses by shifting, and a funnel shift appends the code to those before it.
@@ -25,7 +26,10 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBuckets = 32;
 constexpr int kCopies = 16;
-constexpr int kCtasPerMultiprocessor = 8;  // the table is filled once a CTA: few, long-lived CTAs
+/// The table is filled once a CTA: as many as fit at once, each walking over tiles. More would wait
+/// for the first ones to end.
+template <typename T>
+constexpr int kCtasPerMultiprocessor = sizeof(T) == 4 ? 4 : 5;
 
 template <QuantType kType>
 constexpr bool kSigned = kType == QuantType::kNF4;
@@ -93,7 +97,8 @@ static_assert(sizeof(SharedBuckets::rows[0]) == 128);
 /// What a lane carries: its place in every row.
 __device__ __forceinline__ uint32_t lane_offset() {
   const uint32_t offset = threadIdx.x % kCopies * static_cast<uint32_t>(sizeof(Bucket));
-  // From its own lane: a value that the compiler knows nothing of is not computed again at every use.
+  // From its own lane: a value that the compiler knows nothing of is not computed again at every
+  // use.
   return __shfl_sync(0xffffffffu, offset, threadIdx.x % 32);
 }
 
@@ -133,13 +138,14 @@ __device__ __forceinline__ uint32_t encode8(const Pack8<T>& x, float reciprocal,
 }
 
 /// kLanes lanes share a quantization block; each holds kVectors times eight elements. With one
-/// vector a lane works on kRepeat blocks at once, to have several loads in flight. A tile is what a
-/// CTA does in a turn. kWhole: all tiles are inside the input, and nothing is checked.
+/// vector a lane of 16-bit input works on two blocks at once. A tile is what a CTA does in a turn;
+/// the next one is on its way while the codes of this one are made. kWhole: all tiles are inside
+/// the input, and nothing is checked.
 template <typename T, int kLanes, int kVectors>
-constexpr int kRepeat = kVectors >= 4 ? 1 : (sizeof(T) == 4 ? 2 : 4) / kVectors;
+constexpr int kRepeat = kVectors == 1 && sizeof(T) == 2 ? 2 : 1;
 
 template <typename T, QuantType kType, int kLanes, int kVectors, bool kWhole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor<T>)
     quantize_kernel(const T* __restrict__ input, int64_t numel, uint8_t* __restrict__ packed,
                     float* __restrict__ absmax, int64_t first_tile, int64_t end_tile,
                     const __grid_constant__ BucketTable buckets) {
@@ -148,36 +154,54 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kGroups = kThreads / kLanes;
   __shared__ SharedBuckets table;
   table.fill(buckets);
-  __shared__ float partial[kTurns][kThreads / 32];
+  __shared__ float partial[2][kTurns][kThreads / 32];
 
   const int lane = threadIdx.x % kLanes;
   const uint32_t lane_in_row = lane_offset();
-  for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
-    const int64_t first = tile * (kGroups * kTurns) + threadIdx.x / kLanes;
-    const int64_t start = first * kBlocksize + lane * 8;
-    Pack8<T> x[kTurns][kVectors];
+  const auto first_of = [&](int64_t tile) {
+    return tile * (kGroups * kTurns) + threadIdx.x / kLanes;
+  };
+  Pack8<T> ahead[kTurns][kVectors];
+  const auto load = [&](int64_t tile) {
+    const int64_t start = first_of(tile) * kBlocksize + lane * 8;
 #pragma unroll
     for (int r = 0; r < kTurns; ++r) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const int64_t i = start + r * kGroups * kBlocksize + v * kLanes * 8;
-        x[r][v] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
+        ahead[r][v] =
+            kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
       }
     }
+  };
+  int64_t tile = first_tile + blockIdx.x;
+  if (tile < end_tile) load(tile);
+  for (int turn = 0; tile < end_tile; tile += gridDim.x, turn ^= 1) {
+    Pack8<T> x[kTurns][kVectors];
+#pragma unroll
+    for (int r = 0; r < kTurns; ++r) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) x[r][v] = ahead[r][v];
+    }
+    if (tile + gridDim.x < end_tile) load(tile + gridDim.x);
+    const int64_t first = first_of(tile);
+    const int64_t start = first * kBlocksize + lane * 8;
     float largest[kTurns];
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
     if constexpr (kLanes > 32) {
-      __syncthreads();  // the last turn's readers are done
+      // Two buffers: at the barrier every reader of the turn before the last is done.
 #pragma unroll
       for (int r = 0; r < kTurns; ++r) {
-        if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
+        if (threadIdx.x % 32 == 0) partial[turn][r][threadIdx.x / 32] = largest[r];
       }
       __syncthreads();
       const int warp = threadIdx.x / kLanes * (kLanes / 32);
 #pragma unroll
       for (int r = 0; r < kTurns; ++r) {
 #pragma unroll
-        for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
+        for (int w = 0; w < kLanes / 32; ++w) {
+          largest[r] = fmaxf(largest[r], partial[turn][r][warp + w]);
+        }
       }
     }
 #pragma unroll
@@ -223,7 +247,8 @@ __global__ void __launch_bounds__(kThreads)
   const float reciprocal = fast_reciprocal(largest);
   for (int64_t i = begin + 2 * lane; i < end; i += 64) {
     const float low = i + 1 < end ? to_float(input[i + 1]) : 0.0f;
-    const uint32_t high = append_code<kType>(0, to_float(input[i]) * reciprocal, table, lane_in_row);
+    const uint32_t high =
+        append_code<kType>(0, to_float(input[i]) * reciprocal, table, lane_in_row);
     packed[i / 2] =
         static_cast<uint8_t>(append_code<kType>(high, low * reciprocal, table, lane_in_row));
   }
@@ -239,10 +264,10 @@ Status quantize(const Quantize4bitParams& p, Stream stream) noexcept {
     constexpr int64_t kTile =
         int64_t{8} * kThreads * kVectors * kRepeat<T, kLanes, kVectors>;  // elements
     const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
-    const int64_t most = multiprocessors() * kCtasPerMultiprocessor;
-    const Status status = launch(quantize_kernel<T, kType, kLanes, kVectors, true>,
-                                 whole < most ? whole : most, kThreads, stream, input, p.numel,
-                                 p.packed, p.absmax, int64_t{0}, whole, kTable);
+    const int64_t most = multiprocessors() * kCtasPerMultiprocessor<T>;
+    const Status status =
+        launch(quantize_kernel<T, kType, kLanes, kVectors, true>, whole < most ? whole : most,
+               kThreads, stream, input, p.numel, p.packed, p.absmax, int64_t{0}, whole, kTable);
     if (!status.ok()) return status;
     return launch(quantize_kernel<T, kType, kLanes, kVectors, false>, tiles - whole, kThreads,
                   stream, input, p.numel, p.packed, p.absmax, whole, tiles, kTable);

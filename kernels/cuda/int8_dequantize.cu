@@ -57,8 +57,7 @@ __global__ void __launch_bounds__(kThreads)
         }
 #pragma unroll
         for (int i = 0; i < (kVector ? 8 : 1); ++i) {
-          out[i] =
-              from_float<T>(__fmul_rn(__fmul_rn(static_cast<float>(codes[i]), stat), kInv127));
+          out[i] = from_float<T>(__fmul_rn(__fmul_rn(static_cast<float>(codes[i]), stat), kInv127));
         }
       });
 }
@@ -126,9 +125,9 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t n = first_column + i / listed;  // neighbours read one row of the weight
       const int64_t k = p.columns[begin + i % listed];
       weight[i % listed][i / listed] =
-          n < mm.cols ? __fmul_rn(__fmul_rn(static_cast<float>(p.q[n * p.k + k]), mm.col_stats[n]),
-                                  kInv127)
-                      : 0.0f;
+          n < mm.cols
+              ? __fmul_rn(__fmul_rn(static_cast<float>(p.q[n * p.k + k]), mm.col_stats[n]), kInv127)
+              : 0.0f;
     }
     __syncthreads();
     for (int j = 0; j < listed; ++j) {

@@ -1,6 +1,6 @@
 // Products with an int8 weight for few rows of activations: a warp takes two rows of the weight and
-// reads them once, from memory, for up to kRows rows of the input, which stay in the cache. Bound by
-// the weight's bytes; many rows belong to tensor cores (plan_matmul_int8).
+// reads them once, from memory, for up to kRows rows of the input, which stay in the cache. Bound
+// by the weight's bytes; many rows belong to tensor cores (plan_matmul_int8).
 #include <cstring>
 #include <type_traits>
 
@@ -63,7 +63,8 @@ __device__ __forceinline__ Output output_of_lane(int64_t first_row, int64_t firs
 /// kWidth bytes of each operand at a time: 16 or 4 when K is a multiple and all pointers are
 /// aligned, else 1.
 template <int kRows, int kWidth>
-__global__ void __launch_bounds__(kThreads) matmul_kernel(MatmulInt8Params p, unsigned column_ctas) {
+__global__ void __launch_bounds__(kThreads)
+    matmul_kernel(MatmulInt8Params p, unsigned column_ctas) {
   constexpr int kWords = kWidth == 16 ? 4 : 1;
   const int lane = threadIdx.x % 32;
   const int64_t first_column =
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) matmul_kernel(MatmulInt8Params p, un
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) b[c] = p.b + min(first_column + c, p.n - 1) * p.k;
   int sums[kRows][kColumns] = {};
-  const auto load = [](const int8_t* from, int (&words)[kWords]) {
+  const auto load = [](const int8_t* from, int(&words)[kWords]) {
     if constexpr (kWidth == 16) {
       const int4 x = *reinterpret_cast<const int4*>(from);
       words[0] = x.x, words[1] = x.y, words[2] = x.z, words[3] = x.w;
@@ -100,7 +101,8 @@ __global__ void __launch_bounds__(kThreads) matmul_kernel(MatmulInt8Params p, un
       for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
         for (int i = 0; i < kWords; ++i) {
-          sums[r][c] = kWidth == 1 ? sums[r][c] + x[i] * w[c][i] : __dp4a(x[i], w[c][i], sums[r][c]);
+          sums[r][c] =
+              kWidth == 1 ? sums[r][c] + x[i] * w[c][i] : __dp4a(x[i], w[c][i], sums[r][c]);
         }
       }
     }
@@ -120,8 +122,8 @@ __global__ void __launch_bounds__(kThreads) matmul_kernel(MatmulInt8Params p, un
   if (p.c != nullptr) p.c[i] = mine;
   if (p.output == nullptr) return;
   const float bias = p.bias == nullptr ? 0.0f : load_any(p.bias, p.bias_dtype, out.column);
-  const float scaled = __fmul_rn(__fmul_rn(static_cast<float>(mine), p.row_stats[out.row]),
-                                 p.col_stats[out.column]);
+  const float scaled =
+      __fmul_rn(__fmul_rn(static_cast<float>(mine), p.row_stats[out.row]), p.col_stats[out.column]);
   store_any(p.output, p.output_dtype, i, __fmaf_rn(scaled, kInv127Squared, bias));
 }
 
@@ -137,7 +139,8 @@ __device__ __forceinline__ void to_floats(uint32_t word, float (&out)[4]) {
 
 /// The integers are multiplied with the activations as they are; the scale of a row comes last.
 template <typename T, int kRows, bool kVector>
-__global__ void __launch_bounds__(kThreads) linear_kernel(LinearInt8Params p, unsigned column_ctas) {
+__global__ void __launch_bounds__(kThreads)
+    linear_kernel(LinearInt8Params p, unsigned column_ctas) {
   constexpr int kWidth = kVector ? 8 : 1;
   const int lane = threadIdx.x % 32;
   const int64_t first_column =

@@ -12,6 +12,7 @@
 #include <memory>
 
 #include "lowbit/quantized_tensor.h"
+#include "lowbit/version.h"
 #include "ops/check.h"
 
 namespace lowbit::llm {

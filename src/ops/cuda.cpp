@@ -39,12 +39,11 @@ Device& device_of(int index) {
       if (device.error == cudaSuccess) device.error = error;
       return value;
     };
-    device.properties = {
-        .compute_capability = 10 * read(cudaDevAttrComputeCapabilityMajor) +
-                              read(cudaDevAttrComputeCapabilityMinor),
-        .multiprocessors = read(cudaDevAttrMultiProcessorCount),
-        .shared_bytes_per_block = read(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-        .l2_bytes = read(cudaDevAttrL2CacheSize)};
+    device.properties = {.compute_capability = 10 * read(cudaDevAttrComputeCapabilityMajor) +
+                                               read(cudaDevAttrComputeCapabilityMinor),
+                         .multiprocessors = read(cudaDevAttrMultiProcessorCount),
+                         .shared_bytes_per_block = read(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                         .l2_bytes = read(cudaDevAttrL2CacheSize)};
   });
   return device;
 }
@@ -110,8 +109,8 @@ void linear(const Rows& rows, const at::Tensor& weight, const at::Tensor& bias,
     at::cuda::addmm_out(y, bias, x, w);
   } else {
     // Only 16-bit operands have a product of another dtype.
-    const at::Tensor sum = output.scalar_type() == at::kFloat ? at::cuda::mm(x, w)
-                                                              : at::cuda::mm(x, w, at::kFloat);
+    const at::Tensor sum =
+        output.scalar_type() == at::kFloat ? at::cuda::mm(x, w) : at::cuda::mm(x, w, at::kFloat);
     at::cuda::add_out(y, sum, bias);
   }
 }

@@ -6,13 +6,14 @@
 
 namespace lowbit::ops::cuda {
 
-/// rows [M, K] * weight [N, K]^T + bias into output [.., N], through cuBLAS. rows, weight and output
-/// have one dtype; a bias of another one is added in float32.
+/// rows [M, K] * weight [N, K]^T + bias into output [.., N], through cuBLAS. rows, weight and
+/// output have one dtype; a bias of another one is added in float32.
 void linear(const Rows& rows, const at::Tensor& weight, const at::Tensor& bias,
             const at::Tensor& output);
 /// rows [M, N] * weight [N, K] into output [.., K].
 void product(const Rows& rows, const at::Tensor& weight, const at::Tensor& output);
-/// a [M, K] * b [N, K]^T into c [M, N], int32, through cuBLASLt. K and N are multiples of 8, M > 16.
+/// a [M, K] * b [N, K]^T into c [M, N], int32, through cuBLASLt. K and N are multiples of 8, M
+/// > 16.
 void product_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c);
 
 }  // namespace lowbit::ops::cuda

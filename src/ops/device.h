@@ -9,6 +9,8 @@
 
 #include <cstring>
 
+#include "lowbit/kernels/device.h"
+#include "lowbit/version.h"
 #include "ops/parallel.h"
 
 namespace lowbit::ops {
@@ -24,8 +26,8 @@ inline constexpr bool kHasCuda = false;
 
 namespace cuda {
 
-/// Makes `device` current and gives its current stream. Throws naming `op` when its architecture has
-/// no kernels here.
+/// Makes `device` current and gives its current stream. Throws naming `op` when its architecture
+/// has no kernels here.
 class Scope {
  public:
   Scope(const char* op, at::Device device);
@@ -88,9 +90,8 @@ void run(const char* op, at::Device device, const Params& params, Units units,
       return cuda::check_launch(op, on_cuda(params, scope.stream()));
     }
   }
-  for_units(op, units.count, units.grain, [&](int64_t begin, int64_t end) {
-    return on_cpu(params, begin, end);
-  });
+  for_units(op, units.count, units.grain,
+            [&](int64_t begin, int64_t end) { return on_cpu(params, begin, end); });
 }
 
 }  // namespace lowbit::ops

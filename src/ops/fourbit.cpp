@@ -219,8 +219,8 @@ std::tuple<at::Tensor, at::Tensor> quantize_4bit(const at::Tensor& A, int64_t bl
       .quant_type = kernel_type(type),
       .packed = out,
       .absmax = static_cast<float*>(absmax.mutable_data_ptr())};
-  run(kOp, A.device(), params, {absmax.numel(), grain_of(blocksize)},
-      &kernels::cpu::quantize_4bit, LOWBIT_CUDA_KERNEL(quantize_4bit));
+  run(kOp, A.device(), params, {absmax.numel(), grain_of(blocksize)}, &kernels::cpu::quantize_4bit,
+      LOWBIT_CUDA_KERNEL(quantize_4bit));
   return {packed, absmax};
 }
 

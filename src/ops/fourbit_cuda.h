@@ -10,7 +10,7 @@ namespace lowbit::ops::cuda {
 /// read once where a fused kernel fits, otherwise dequantized for cuBLAS.
 void linear_4bit(const char* op, kernels::Matmul4bitParams params, const Rows& rows,
                  const at::Tensor& bias, const at::Tensor& output);
-void linear_4bit_backward_input(const char* op, kernels::Matmul4bitParams params,
-                                const Rows& rows, const at::Tensor& output);
+void linear_4bit_backward_input(const char* op, kernels::Matmul4bitParams params, const Rows& rows,
+                                const at::Tensor& output);
 
 }  // namespace lowbit::ops::cuda

@@ -206,14 +206,14 @@ using OptionalTensor = std::optional<at::Tensor>;
 at::Tensor linear_8bit(const at::Tensor& input, const at::Tensor& CB, const at::Tensor& SCB,
                        const OptionalTensor& bias, double threshold) {
   return direct::linear_8bit(input, make_weight_8bit("lowbit::linear_8bit", CB, SCB),
-                          value_or_undefined(bias), threshold);
+                             value_or_undefined(bias), threshold);
 }
 
 at::Tensor linear_8bit_weight_only(const at::Tensor& input, const at::Tensor& CB,
                                    const at::Tensor& SCB, const OptionalTensor& bias) {
-  return direct::linear_8bit_weight_only(input,
-                                      make_weight_8bit("lowbit::linear_8bit_weight_only", CB, SCB),
-                                      value_or_undefined(bias));
+  return direct::linear_8bit_weight_only(
+      input, make_weight_8bit("lowbit::linear_8bit_weight_only", CB, SCB),
+      value_or_undefined(bias));
 }
 
 at::Tensor linear_8bit_backward_input(const at::Tensor& grad_output, const at::Tensor& CB,

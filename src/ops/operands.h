@@ -34,8 +34,8 @@ inline void check_ids(const char* op, const at::Tensor& ids, at::Device device) 
   check_device(op, "ids", ids, device);
 }
 
-/// ids as contiguous int64, each in [0, rows). CUDA ids are not read on the host, which would wait for
-/// the device: the kernels answer one outside with a row of NaN.
+/// ids as contiguous int64, each in [0, rows). CUDA ids are not read on the host, which would wait
+/// for the device: the kernels answer one outside with a row of NaN.
 at::Tensor checked_ids(const char* op, const at::Tensor& ids, int64_t rows);
 
 /// `out` of the ops that write into a given tensor.

@@ -14,9 +14,12 @@
 #include <sstream>
 
 #include "lowbit/io/safetensors.h"
+#include "support/golden_dir.h"
 
 namespace lowbit {
 namespace {
+
+using lowbit::test::golden_dir;
 
 namespace fs = std::filesystem;
 using nlohmann::json;
@@ -90,7 +93,7 @@ class Cli : public testing::Test {
     fs::remove_all(dir_);
     fs::create_directories(dir_);
     model_ = (dir_ / "base").string();
-    fs::copy(fs::path(LOWBIT_GOLDEN_DIR) / "hf" / "base", model_);
+    fs::copy(fs::path(golden_dir()) / "hf" / "base", model_);
     std::ofstream(fs::path(model_) / "tokenizer.json") << tiny_tokenizer();
     std::ofstream(fs::path(model_) / "tokenizer_config.json") << json{
         {"eos_token", "<|im_end|>"},
@@ -222,7 +225,7 @@ TEST_F(Cli, RunAnswersOnceOrChats) {
 }
 
 TEST_F(Cli, LogitsAreWrittenAndMatchTheRecordedOnes) {
-  const auto golden = io::SafetensorsFile::open(LOWBIT_GOLDEN_DIR "/hf_logits.safetensors");
+  const auto golden = io::SafetensorsFile::open(golden_dir() + "/hf_logits.safetensors");
   const auto ids = golden.tensor("ids");
   std::string list;
   for (int64_t i = 0; i < ids.shape.back(); ++i) {
@@ -230,7 +233,7 @@ TEST_F(Cli, LogitsAreWrittenAndMatchTheRecordedOnes) {
     std::memcpy(&id, ids.data + 8 * i, 8);
     list += (i > 0 ? "," : "") + std::to_string(id);
   }
-  const auto facts = works("logits " LOWBIT_GOLDEN_DIR "/hf/nf4_dq --ids " + list + " -o " +
+  const auto facts = works("logits " + golden_dir() + "/hf/nf4_dq --ids " + list + " -o " +
                            path("l.safetensors") + " --json")
                          .parsed();
   EXPECT_EQ(facts["tokens"], ids.shape.back());

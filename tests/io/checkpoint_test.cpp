@@ -6,9 +6,12 @@
 #include "io/temporary_folder.h"
 #include "lowbit/error.h"
 #include "lowbit/io/safetensors.h"
+#include "support/golden_dir.h"
 
 namespace lowbit::io {
 namespace {
+
+using lowbit::test::golden_dir;
 
 TensorView view_of(const std::string& bytes, DType dtype = DType::kU8) {
   return {.dtype = dtype,
@@ -25,13 +28,13 @@ std::string text_of(const TensorView& view) {
 constexpr const char* kIndex = "model.safetensors.index.json";
 
 TEST(Checkpoint, OpensGoldenDirectories) {
-  const auto checkpoint = Checkpoint::open(LOWBIT_GOLDEN_DIR "/hf/nf4_dq");
+  const auto checkpoint = Checkpoint::open(golden_dir() + "/hf/nf4_dq");
   EXPECT_EQ(checkpoint.names().size(), 99u);
   EXPECT_EQ(checkpoint.total_bytes(), 102510u);
   const auto keys = checkpoint.names_with_prefix("model.layers.0.mlp.down_proj.weight.");
   EXPECT_EQ(keys.size(), 5u);
   EXPECT_EQ(checkpoint.tensor("lm_head.weight").shape, (std::vector<int64_t>{128, 64}));
-  EXPECT_EQ(Checkpoint::open(LOWBIT_GOLDEN_DIR "/hf/nf4_dq/model.safetensors").names(),
+  EXPECT_EQ(Checkpoint::open(golden_dir() + "/hf/nf4_dq/model.safetensors").names(),
             checkpoint.names());
   expect_error<FormatError>([&] { checkpoint.tensor("lm_head.bias"); },
                             {"`lm_head.bias`", "none of that name"});
@@ -49,7 +52,7 @@ TEST(Checkpoint, PrefixesEndAtTheDot) {
 TEST(CheckpointWriter, OneShardHasTheBytesOfTheReference) {
   TemporaryFolder folder;
   for (const std::string name : {"base", "nf4_dq", "int8", "nf4_bf16storage", "fp4"}) {
-    const std::string source = LOWBIT_GOLDEN_DIR "/hf/" + name;
+    const std::string source = golden_dir() + "/hf/" + name;
     const auto checkpoint = Checkpoint::open(source);
     CheckpointWriter writer(folder / name);
     const auto names = checkpoint.names();

@@ -12,11 +12,14 @@
 #include "lowbit/error.h"
 #include "lowbit/io/hf_config.h"
 #include "lowbit/io/safetensors.h"
+#include "support/golden_dir.h"
 
 namespace lowbit::io {
 namespace {
 
-constexpr const char* kFixture = LOWBIT_GOLDEN_DIR "/gguf.gguf";
+using lowbit::test::golden_dir;
+
+const std::string kFixture = golden_dir() + "/gguf.gguf";
 
 GgufFile parse_text(const std::string& bytes) {
   GgufBytes builder;
@@ -31,7 +34,7 @@ void expect_bad(const GgufBytes& bytes, std::initializer_list<const char*> parts
 
 TEST(Gguf, DecodesEveryEncodingToTheBit) {
   const auto file = GgufFile::open(kFixture);
-  const auto expected = SafetensorsFile::open(LOWBIT_GOLDEN_DIR "/gguf.safetensors");
+  const auto expected = SafetensorsFile::open(golden_dir() + "/gguf.safetensors");
   ASSERT_EQ(expected.names().size(), 11u);
   for (const std::string& name : expected.names()) {
     const GgufTensor* tensor = file.find(name);

@@ -7,9 +7,12 @@
 #include "io/temporary_folder.h"
 #include "lowbit/error.h"
 #include "lowbit/io/safetensors.h"
+#include "support/golden_dir.h"
 
 namespace lowbit::io {
 namespace {
+
+using lowbit::test::golden_dir;
 
 using Json = nlohmann::json;
 
@@ -31,7 +34,7 @@ void expect_bad(const char* key, const Json& value, std::initializer_list<const 
 
 TEST(HfConfig, ReadsAndRewritesGoldenDirectories) {
   for (const std::string name : {"base", "nf4_dq", "nf4_bf16storage", "fp4", "int8"}) {
-    const std::string directory = LOWBIT_GOLDEN_DIR "/hf/" + name;
+    const std::string directory = golden_dir() + "/hf/" + name;
     const ModelConfig config = read_model_config(directory);
     EXPECT_EQ(config.model_type, "llama");
     EXPECT_EQ(config.architectures, std::vector<std::string>{"LlamaForCausalLM"});
@@ -52,26 +55,26 @@ TEST(HfConfig, ReadsAndRewritesGoldenDirectories) {
     EXPECT_EQ(generation.eos_token_ids, std::vector<int64_t>{2});
     EXPECT_FALSE(generation.temperature);
   }
-  const auto nf4 = read_model_config(LOWBIT_GOLDEN_DIR "/hf/nf4_dq").quantization;
+  const auto nf4 = read_model_config(golden_dir() + "/hf/nf4_dq").quantization;
   EXPECT_EQ(*nf4, (QuantizationConfigJson{.load_in_4bit = true,
                                           .bnb_4bit_compute_dtype = "bfloat16",
                                           .bnb_4bit_quant_type = "nf4",
                                           .bnb_4bit_use_double_quant = true}));
-  EXPECT_EQ(read_model_config(LOWBIT_GOLDEN_DIR "/hf/nf4_bf16storage")
-                .quantization->bnb_4bit_quant_storage,
-            "bfloat16");
-  EXPECT_TRUE(read_model_config(LOWBIT_GOLDEN_DIR "/hf/int8").quantization->load_in_8bit);
+  EXPECT_EQ(
+      read_model_config(golden_dir() + "/hf/nf4_bf16storage").quantization->bnb_4bit_quant_storage,
+      "bfloat16");
+  EXPECT_TRUE(read_model_config(golden_dir() + "/hf/int8").quantization->load_in_8bit);
 }
 
 TEST(HfConfig, QuantizingBaseGivesTheReferenceFile) {
-  ModelConfig config = read_model_config(LOWBIT_GOLDEN_DIR "/hf/base");
+  ModelConfig config = read_model_config(golden_dir() + "/hf/base");
   config.quantization = QuantizationConfigJson{.load_in_4bit = true,
                                                .bnb_4bit_compute_dtype = "bfloat16",
                                                .bnb_4bit_quant_type = "nf4",
                                                .bnb_4bit_use_double_quant = true};
-  EXPECT_EQ(model_config_to_json(config), read_bytes(LOWBIT_GOLDEN_DIR "/hf/nf4_dq/config.json"));
+  EXPECT_EQ(model_config_to_json(config), read_bytes(golden_dir() + "/hf/nf4_dq/config.json"));
   config.quantization.reset();
-  EXPECT_EQ(model_config_to_json(config), read_bytes(LOWBIT_GOLDEN_DIR "/hf/base/config.json"));
+  EXPECT_EQ(model_config_to_json(config), read_bytes(golden_dir() + "/hf/base/config.json"));
 }
 
 TEST(HfConfig, BothSpellingsMeanTheSame) {

@@ -10,9 +10,12 @@
 
 #include "io/temporary_folder.h"
 #include "lowbit/error.h"
+#include "support/golden_dir.h"
 
 namespace lowbit::io {
 namespace {
+
+using lowbit::test::golden_dir;
 
 constexpr DType kAllDTypes[] = {DType::kBool, DType::kU8,     DType::kI8,    DType::kI16,
                                 DType::kU16,  DType::kI32,    DType::kU32,   DType::kI64,
@@ -38,7 +41,7 @@ void expect_bad(const std::string& bytes, std::initializer_list<const char*> par
 
 std::vector<std::string> golden_files() {
   std::vector<std::string> paths;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(LOWBIT_GOLDEN_DIR)) {
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(golden_dir())) {
     if (entry.path().extension() == ".safetensors") paths.push_back(entry.path().string());
   }
   return paths;

@@ -5,12 +5,13 @@
 #include "lowbit/io/safetensors.h"
 #include "lowbit/llm/auto.h"
 #include "lowbit/quantized_tensor.h"
+#include "support/golden_dir.h"
 #include "tiny.h"
 
 namespace lowbit::llm {
 namespace {
 
-const std::string kGolden = LOWBIT_GOLDEN_DIR;
+const std::string kGolden = lowbit::test::golden_dir();
 
 class Golden : public ::testing::TestWithParam<const char*> {
  protected:

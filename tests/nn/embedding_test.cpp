@@ -22,7 +22,7 @@ class EmbeddingTest : public RandomTest {
   void looks_up_saves_and_clones(QuantScheme scheme) {
     for (const int64_t dim : {64, 40}) {  // blocks within rows, and across them
       torch::nn::Embedding table(50, dim);
-      table->to(at::kBFloat16);
+      table->to(device(), at::kBFloat16);
       Layer layer = Layer::from(table);
       EXPECT_EQ(quant_scheme(layer->weight), scheme);
       const at::Tensor ids = integers(0, 50, {2, 3, 4}, at::kLong);
@@ -32,15 +32,17 @@ class EmbeddingTest : public RandomTest {
       EXPECT_TRUE(same_bytes(layer->forward(ids.to(at::kInt)), rows));
 
       Layer other(50, dim);
-      other->to(at::kBFloat16);
+      other->to(device(), at::kBFloat16);
       other->load_state_dict(layer->state_dict());
       EXPECT_TRUE(same_bytes(other->forward(ids), rows));
+      EXPECT_TRUE(is_quantized(layer->clone()->parameters()[0]));
+      // torch::save writes the memory of CPU tensors; a kernel on a GPU cannot throw.
+      if (on_cuda()) continue;
       Layer loaded(50, dim);
       std::stringstream file;
       torch::save(layer, file);
       torch::load(loaded, file);
       EXPECT_TRUE(same_bytes(packed_weight(loaded->weight), packed_weight(layer->weight)));
-      EXPECT_TRUE(is_quantized(layer->clone()->parameters()[0]));
       EXPECT_NE(message_of([&] { layer->forward(at::full({1}, 50, at::kLong)); }).find("50"),
                 std::string::npos);
     }

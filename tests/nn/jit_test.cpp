@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "lowbit/quantize.h"
+#include "support/golden_dir.h"
 #include "support/random.h"
 #include "support/tolerance.h"
 
@@ -15,7 +16,7 @@ namespace {
 class JitTest : public ::testing::TestWithParam<const char*> {
  protected:
   static torch::jit::Module load() {
-    return torch::jit::load(std::string(LOWBIT_GOLDEN_DIR) + "/jit/" + GetParam() + ".pt");
+    return torch::jit::load(golden_dir() + "/jit/" + GetParam() + ".pt");
   }
 };
 

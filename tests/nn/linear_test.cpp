@@ -125,12 +125,14 @@ TEST_F(LayerTest, DefaultsAreTheEcosystems) {
 TEST_F(LayerTest, ComputeDtypeSticksToTheFirstInput) {
   const at::Tensor x = normal({4, 64});
   Linear4bit layer(Linear4bitOptions(64, 32).quant_type("nf4"));
+  layer->to(device());
   layer->forward(x.to(at::kHalf));  // leaves it free
   const at::Tensor exact = at::linear(x, lowbit::dequantize(layer->weight), layer->bias);
   EXPECT_LT(relative_error(layer->forward(x), exact), 1e-5);
   EXPECT_LT(relative_error(layer->forward(x.to(at::kBFloat16)), layer->forward(x)), 1e-2);
 
   Linear4bit first(Linear4bitOptions(64, 32).quant_type("nf4"));
+  first->to(device());
   first->forward(x.to(at::kBFloat16));
   const at::Tensor y = first->forward(x);
   const at::Tensor truth = at::linear(x, lowbit::dequantize(first->weight), first->bias);
@@ -165,6 +167,7 @@ TEST_F(LayerTest, WorksInSequentialSavesLoadsAndClones) {
 
 TEST_F(LayerTest, DequantizedLayersWorkAndQuantizeAgain) {
   Linear4bit layer(Linear4bitOptions(64, 32).quant_type("nf4"));
+  layer->to(device());
   const at::Tensor x = normal({3, 64}), y = layer->forward(x);
   dequantize_(*layer);
   EXPECT_FALSE(is_quantized(layer->weight));
@@ -179,6 +182,7 @@ TEST_F(LayerTest, DequantizedLayersWorkAndQuantizeAgain) {
 TEST_F(LayerTest, Fp16WeightsTrain) {
   for (const double threshold : {0.0, 3.0}) {
     Linear8bitLt layer(Linear8bitLtOptions(64, 32).threshold(threshold));
+    layer->to(device());
     const at::Tensor x = normal({2, 9, 64}).requires_grad_(true);
     const at::Tensor y = layer->forward(x);
     EXPECT_LT(relative_error(y, at::linear(x, layer->weight, layer->bias)), 0.02);

@@ -51,6 +51,7 @@ struct ModelImpl : nn::Module {
     blocks = register_module("blocks", nn::ModuleList());
     for (int i = 0; i < 2; ++i) blocks->push_back(Block(64));
     head = register_module("head", nn::Linear(nn::LinearOptions(64, 50).bias(false)));
+    to(device());
   }
   at::Tensor forward(const at::Tensor& ids) {
     at::Tensor x = embed->forward(ids);
@@ -67,6 +68,7 @@ struct ExpertsImpl : nn::Module {
   ExpertsImpl() {
     stack = register_parameter("stack", at::randn({4, 32, 64}) * 0.1);
     positions = register_parameter("positions", at::randn({1, 16, 64}));
+    to(device());
   }
   at::Tensor forward(const at::Tensor& x, int64_t expert) { return at::linear(x, stack[expert]); }
   at::Tensor stack, positions;
@@ -106,6 +108,7 @@ TEST_F(QuantizeModuleTest, MovesCopiesAndModesKeepThePayload) {
   const at::Tensor codes = packed_weight(weight).clone();
   model->to(at::kHalf);
   model->to(at::kCPU);
+  model->to(device());
   model->to(at::kBFloat16);
   model->eval();
   model->train();
@@ -121,6 +124,7 @@ TEST_F(QuantizeModuleTest, MovesCopiesAndModesKeepThePayload) {
 
 TEST_F(QuantizeModuleTest, CloneIsDeep) {
   nn::Sequential net(nn::Linear(64, 32), nn::ReLU(), nn::Linear(32, 16));
+  net->to(device());
   quantize_(*net, QuantizationConfig::nf4());
   auto copy = std::dynamic_pointer_cast<nn::SequentialImpl>(net->clone());
   const at::Tensor& mine = net[0]->as<nn::Linear>()->weight;
@@ -134,6 +138,7 @@ TEST_F(QuantizeModuleTest, CloneIsDeep) {
 
 TEST_F(QuantizeModuleTest, OnTheStackAndAsARootLinear) {
   nn::LinearImpl linear(64, 32);
+  linear.to(device());
   const auto report = quantize_(linear, QuantizationConfig::nf4());
   ASSERT_EQ(report.layers.size(), 1u);
   EXPECT_EQ(report.layers[0].name, "weight");
@@ -142,6 +147,7 @@ TEST_F(QuantizeModuleTest, OnTheStackAndAsARootLinear) {
 
 TEST_F(QuantizeModuleTest, GradientsFlowToInputsAndOtherParameters) {
   nn::Sequential net(nn::Linear(64, 32), nn::SiLU(), nn::Linear(32, 8));
+  net->to(device());
   quantize_(*net, QuantizationConfig::nf4());
   const at::Tensor x = normal({5, 64}).requires_grad_(true);
   net->forward(x).sum().backward();
@@ -296,6 +302,7 @@ TEST_F(QuantizeModuleTest, OnAnErrorNothingHasChanged) {
 
 TEST_F(QuantizeModuleTest, DequantizeTakesADtype) {
   nn::Linear linear(64, 32);
+  linear->to(device());
   quantize_(*linear, QuantizationConfig::nf4());
   const at::Tensor expected = lowbit::dequantize(linear->weight, at::kBFloat16);
   EXPECT_EQ(dequantize_(*linear, at::kBFloat16), 1);

@@ -15,9 +15,11 @@ namespace {
 class StateDictTest : public RandomTest {
  protected:
   static torch::nn::Sequential net() {
-    return torch::nn::Sequential(torch::nn::Linear(64, 32),
+    torch::nn::Sequential result(torch::nn::Linear(64, 32),
                                  torch::nn::BatchNorm1d(torch::nn::BatchNormOptions(32)),
                                  torch::nn::Linear(32, 16));
+    result->to(device());
+    return result;
   }
 };
 
@@ -108,7 +110,7 @@ TEST_F(StateDictTest, OnAnErrorNothingHasChanged) {
 TEST_F(StateDictTest, AGoldenLayerLoadsIntoTorchsLinear) {
   const Golden golden("modules.safetensors");
   torch::nn::Linear linear(256, 128);
-  linear->to(at::kBFloat16);
+  linear->to(device(), at::kBFloat16);
   nn::load_state_dict(*linear, golden.with_prefix("l4.nf4.1.bf16.sd."));
   const at::Tensor y = linear->forward(golden["x5"].to(at::kBFloat16));
   EXPECT_TRUE(is_near(y, golden["l4.nf4.1.bf16.y5"], kMatmulGolden));

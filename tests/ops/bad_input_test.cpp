@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include "lowbit/functional.h"
+#include "lowbit/version.h"
 #include "ops/dispatch.h"
 #include "ops/linear.h"
 #include "support/error.h"

@@ -100,7 +100,7 @@ TEST(Fourbit, WorkedExamples) {
   const std::vector<int> ramp = {0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef};
   EXPECT_TRUE(at::equal(quantize(get_4bit_type("nf4") * 2, QuantType::kNF4), bytes(ramp)));
   const at::Tensor fp4 = test::tensor({0.f, .0625f, 8.f, 12.f, 4.f, 6.f, 2.f, 3.f, -0.f, -.0625f,
-                                     -8.f, -12.f, -4.f, -6.f, -2.f, -3.f});
+                                       -8.f, -12.f, -4.f, -6.f, -2.f, -3.f});
   EXPECT_TRUE(at::equal(quantize(fp4, QuantType::kFP4),
                         bytes({0x01, 0x23, 0x45, 0x67, 0x09, 0xab, 0xcd, 0xef})));
   const at::Tensor three = test::tensor({0.7f, -0.3f, 0.1f});

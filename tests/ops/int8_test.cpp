@@ -57,7 +57,8 @@ TEST(Int8Golden, QuantizationToTheBit) {
     // One element of the recorded data sits on a rounding tie that CUDA's reciprocal moves.
     const int64_t ties = test::on_cuda() ? 0 : 1;
     EXPECT_LE(
-        (q.to(at::kInt) - golden["cuda.q." + suffix].to(at::kInt)).ne(0).sum().item<int64_t>(), ties);
+        (q.to(at::kInt) - golden["cuda.q." + suffix].to(at::kInt)).ne(0).sum().item<int64_t>(),
+        ties);
     EXPECT_TRUE(same_bytes(stats, golden["cuda.s." + suffix]));
     EXPECT_EQ(outliers.has_value(), threshold > 0.0);
     EXPECT_TRUE(!outliers.has_value() || at::equal(*outliers, golden["cuda.oc.6.0"]));

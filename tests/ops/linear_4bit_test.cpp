@@ -138,7 +138,8 @@ TEST_F(Linear4bitTest, EmptyProblems) {
   // No features at all: the sum is empty, the bias remains.
   const auto [packed, state] = quantize_4bit(test::empty({5, 0}));
   const at::Tensor bias = normal({5});
-  EXPECT_TRUE(at::equal(matmul_4bit(test::empty({3, 0}), packed, state, bias), bias.expand({3, 5})));
+  EXPECT_TRUE(
+      at::equal(matmul_4bit(test::empty({3, 0}), packed, state, bias), bias.expand({3, 5})));
   EXPECT_TRUE(at::equal(matmul_4bit(test::empty({3, 0}), packed, state), test::zeros({3, 5})));
 }
 
@@ -211,7 +212,8 @@ TEST_F(Linear4bitTest, UntransposedWeightOfTheDeprecatedLayout) {
   const at::Tensor y = matmul_4bit(x, p.packed, p.state, bias);
   EXPECT_TRUE(is_near(y.detach(), at::matmul(x.detach().to(at::kDouble), p.truth) + bias, kMatmul));
   y.sum().backward();
-  EXPECT_TRUE(is_near(x.grad(), at::matmul(test::ones({5, 40}, at::kDouble), p.truth.t()), kMatmul));
+  EXPECT_TRUE(
+      is_near(x.grad(), at::matmul(test::ones({5, 40}, at::kDouble), p.truth.t()), kMatmul));
 }
 
 TEST_F(Linear4bitTest, SecondLevelOfAnotherBlocksizeIsExpanded) {

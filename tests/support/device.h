@@ -1,5 +1,5 @@
-// The device that a suite runs on: the CPU, or the one that LOWBIT_TEST_DEVICE names. The same tests
-// run on both; without the hardware all of them are skipped.
+// The device that a suite runs on: the CPU, or the one that LOWBIT_TEST_DEVICE names. The same
+// tests run on both; without the hardware all of them are skipped.
 #pragma once
 
 #include <ATen/ATen.h>

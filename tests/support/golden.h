@@ -8,6 +8,7 @@
 
 #include "lowbit/io/safetensors.h"
 #include "support/device.h"
+#include "support/golden_dir.h"
 
 namespace lowbit::test {
 
@@ -36,7 +37,7 @@ inline at::ScalarType scalar_type(io::DType dtype) {
 class Golden {
  public:
   explicit Golden(const std::string& name)
-      : file_(io::SafetensorsFile::open(std::string(LOWBIT_GOLDEN_DIR) + "/" + name)) {}
+      : file_(io::SafetensorsFile::open(golden_dir() + "/" + name)) {}
 
   bool contains(const std::string& name) const { return file_.contains(name); }
 

@@ -34,8 +34,8 @@ inline constexpr Tolerance kInt8Golden{5e-4, 3e-3, 6e-4};
 /// The int8 epilogue in float32 against float64.
 inline constexpr Tolerance kInt8Epilogue{3e-7, 2.5e-3, 3e-4};
 
-/// Two devices: either may round the weights to the dtype before a library matmul, in which the order
-/// of sums differs, and LLM.int8()'s codes differ where a reciprocal moves a rounding tie.
+/// Two devices: either may round the weights to the dtype before a library matmul, in which the
+/// order of sums differs, and LLM.int8()'s codes differ where a reciprocal moves a rounding tie.
 inline constexpr Tolerance kTwoDevices{1e-4, 5e-3, 1e-3};
 
 inline double relative_error(const at::Tensor& result, const at::Tensor& truth) {

@@ -16,8 +16,8 @@ namespace {
 class QuantizedTensorTest : public RandomTest {};
 
 TEST_F(QuantizedTensorTest, StandsForTheWeight) {
-  // Relative errors of 2000 draws of normal weights, mean and standard deviation: NF4 0.092 (0.001),
-  // FP4 of blocksize 128 0.129 (0.002), int8 0.01. The limits are eight deviations away.
+  // Relative errors of 2000 draws of normal weights, mean and standard deviation: NF4 0.092
+  // (0.001), FP4 of blocksize 128 0.129 (0.002), int8 0.01. The limits are eight deviations away.
   const auto limit = [](QuantScheme scheme) {
     return scheme == QuantScheme::kFP4 ? 0.145 : is_4bit(scheme) ? 0.1 : 0.012;
   };

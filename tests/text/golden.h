@@ -12,6 +12,7 @@
 #include <string>
 
 #include "lowbit/text/tokenizer.h"
+#include "support/golden_dir.h"
 
 namespace lowbit::text::test {
 
@@ -25,7 +26,7 @@ inline std::string read_file(const std::filesystem::path& path) {
 }
 
 inline std::string golden_file(const std::string& name) {
-  return read_file(std::filesystem::path(LOWBIT_GOLDEN_DIR) / "tokenizer" / name);
+  return read_file(std::filesystem::path(lowbit::test::golden_dir()) / "tokenizer" / name);
 }
 
 inline nlohmann::json golden_json(const std::string& name) {

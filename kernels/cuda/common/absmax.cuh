@@ -24,8 +24,8 @@ struct Pair<__nv_bfloat16> {
 };
 
 /// Largest magnitudes of kTurns blocks at once, each spread over kLanes lanes (32 at most) and
-/// kVectors registers packs a lane; in every lane. NaN is ignored, subnormals count as zero (the file
-/// is compiled with -ftz=true). 16-bit types reduce two blocks in one register.
+/// kVectors registers packs a lane; in every lane. NaN is ignored, subnormals count as zero (the
+/// file is compiled with -ftz=true). 16-bit types reduce two blocks in one register.
 template <int kLanes, typename T, int kTurns, int kVectors>
 __device__ __forceinline__ void group_absmax(const Pack8<T> (&x)[kTurns][kVectors],
                                              float (&largest)[kTurns]) {

@@ -17,7 +17,8 @@
 // an addition into the code, which sits in the word's top byte. A minimum with the first float
 // above all others sends NaN to a bucket of its own.
 //
-// A map with two boundaries in a bucket, or one closer to zero than 2^-24, is searched by bisection.
+// A map with two boundaries in a bucket, or one closer to zero than 2^-24, is searched by
+// bisection.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,8 @@ namespace lowbit::kernels::cuda {
 
 struct NearestCode {
   static constexpr float kToSmallest = 0x1p-102f;
-  static constexpr int kTop = (25 << 7) + 1;          // the bucket after that of 2^-102
-  static constexpr int kRows = 2 * kTop + 1;          // [-kTop, kTop]; the last is NaN's
+  static constexpr int kTop = (25 << 7) + 1;  // the bucket after that of 2^-102
+  static constexpr int kRows = 2 * kTop + 1;  // [-kTop, kTop]; the last is NaN's
   static constexpr uint32_t kTopBits = kTop << 16;
 
   uint32_t table[kRows];  // code << 24 | (0xffff - low half of the boundary) << 8
@@ -106,7 +107,9 @@ struct NearestCode {
   }
 
   /// An integer that grows with the float of these bits.
-  __device__ static __forceinline__ int ordered(int bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
+  __device__ static __forceinline__ int ordered(int bits) {
+    return bits ^ (bits >> 31 & 0x7fffffff);
+  }
 
   /// One warp: eight boundaries a lane, made monotone by a scan.
   __device__ void fill_boundaries(const float* __restrict__ code) {

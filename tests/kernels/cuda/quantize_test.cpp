@@ -13,6 +13,7 @@
 #include "lowbit/kernels/fourbit.h"
 #include "lowbit/kernels/int8.h"
 #include "scalar.h"
+#include "support/golden_dir.h"
 
 namespace lowbit::test {
 namespace {
@@ -89,7 +90,7 @@ std::vector<unsigned char> dequantize_on_gpu(const Quantized& q, int64_t n, DTyp
 
 TEST(CudaFourbit, GoldenOutputsAreBitExact) {
   LOWBIT_NEEDS_GPU();
-  const auto file = io::SafetensorsFile::open(LOWBIT_GOLDEN_DIR "/quant4.safetensors");
+  const auto file = io::SafetensorsFile::open(golden_dir() + "/quant4.safetensors");
   const auto x = values_of<float>(file.tensor("x"));
   std::map<std::string, int> cases;
   for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
@@ -122,7 +123,7 @@ TEST(CudaFourbit, GoldenOutputsAreBitExact) {
 
 TEST(CudaFourbit, SpecialBlocksAreBitExact) {
   LOWBIT_NEEDS_GPU();
-  const auto file = io::SafetensorsFile::open(LOWBIT_GOLDEN_DIR "/quant4.safetensors");
+  const auto file = io::SafetensorsFile::open(golden_dir() + "/quant4.safetensors");
   int cases = 0;
   for (const std::string& name : file.names()) {
     if (name.rfind("sp.", 0) != 0 || name.substr(name.size() - 2) != ".x") continue;
@@ -228,7 +229,7 @@ TEST(CudaFourbit, NestedScalesAreBitExact) {
 
 TEST(CudaBlockwise, GoldenOutputsAreBitExact) {
   LOWBIT_NEEDS_GPU();
-  const auto file = io::SafetensorsFile::open(LOWBIT_GOLDEN_DIR "/quant8.safetensors");
+  const auto file = io::SafetensorsFile::open(golden_dir() + "/quant8.safetensors");
   int cases = 0;
   for (const char* map : {"s", "u"}) {
     const auto code = values_of<float>(file.tensor(std::string("code.") + map));
@@ -318,7 +319,7 @@ TEST(CudaBlockwise, AgreesWithTheReferenceForAnyMap) {
 
 TEST(CudaInt8, GoldenRowwiseOutputsAreBitExact) {
   LOWBIT_NEEDS_GPU();
-  const auto file = io::SafetensorsFile::open(LOWBIT_GOLDEN_DIR "/int8.safetensors");
+  const auto file = io::SafetensorsFile::open(golden_dir() + "/int8.safetensors");
   const io::TensorView a = file.tensor("A");
   const int64_t rows = a.shape[0], cols = a.shape[1];
   int cases = 0;

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "lowbit/kernels/device.h"
 #include "lowbit/kernels/types.h"
 
 namespace lowbit::kernels {

@@ -85,8 +85,9 @@ struct CompactColumnsParams {
   int32_t* count = nullptr;    ///< one value
 };
 
-/// The epilogue of LLM.int8() with outliers: dequantize_matmul, plus the sum over the listed columns
-/// k of input[r, k] * (q[c, k] * col_stats[c] / 127), float32, one rounding. cols of `matmul` is N.
+/// The epilogue of LLM.int8() with outliers: dequantize_matmul, plus the sum over the listed
+/// columns k of input[r, k] * (q[c, k] * col_stats[c] / 127), float32, one rounding. cols of
+/// `matmul` is N.
 struct DequantizeMixedParams {
   DequantizeMatmulParams matmul;
   const void* input = nullptr;  ///< [rows, K]

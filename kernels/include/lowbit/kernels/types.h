@@ -41,14 +41,6 @@ struct Stream {
   void* handle = nullptr;
 };
 
-/// What a plan needs to know of a CUDA device; the caller asks the runtime once and keeps it.
-struct DeviceProperties {
-  int32_t compute_capability = 0;  ///< 10 * major + minor
-  int32_t multiprocessors = 0;
-  int64_t shared_bytes_per_block = 0;  ///< with opt-in (cudaDevAttrMaxSharedMemoryPerBlockOptin)
-  int64_t l2_bytes = 0;
-};
-
 /// ceil(a / b) for a >= 0, b > 0, without overflow of a + b.
 constexpr int64_t ceil_div(int64_t a, int64_t b) noexcept { return a / b + (a % b != 0); }
 

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, from one folder of programs (./dev gpu-test --bundle makes it), on a machine that
+# need not be the one that built them: tests, compute-sanitizer over the kernel tests, benchmarks.
+#
+#   tests/gpu_suite.sh --bin DIR [--out DIR] [--skip-tests] [--skip-sanitizer] [--skip-bench]
+#
+# Prints tables; --out gets the whole output: tests.log, sanitizer.log, bench.log, matmul.md, matmul.json. Whatever
+# fails or hangs, the rest still runs. Exit code: 0 when all passed, 1 otherwise.
+set -uo pipefail
+root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/..
+bin= out= tests=1 sanitizer=1 bench=1
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --bin) bin=$(readlink -f "$2"); shift ;;
+    --out) mkdir -p "$2"; out=$(readlink -f "$2"); shift ;;
+    --skip-tests) tests=0 ;;
+    --skip-sanitizer) sanitizer=0 ;;
+    --skip-bench) bench=0 ;;
+    *) echo "gpu_suite: unknown option $1" >&2; exit 2 ;;
+  esac
+  shift
+done
+[ -n "$bin" ] && [ -e "$bin/gpu_programs.txt" ] || { echo "gpu_suite: --bin DIR must hold gpu_programs.txt" >&2; exit 2; }
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+[ -n "$out" ] || out=$work
+export LOWBIT_GOLDEN_DIR=${LOWBIT_GOLDEN_DIR:-$(readlink -f "$root/tests/golden")}
+
+# The programs' own libraries, then those of torch's Python package, then the toolkit's.
+torch=${LOWBIT_TORCH_DIR:-$(python3 -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])' 2>/dev/null)}
+export LD_LIBRARY_PATH=$bin:$torch/lib:$torch/../nvidia/cu13/lib:/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+failures=0
+fail() { failures=$((failures + 1)); }
+# seconds START: since then.
+seconds() { echo $(($(date +%s) - $1)); }
+# count PATTERN FILE: the number in the last line of GoogleTest's that matches, or 0.
+count() { sed -n "s/^\[  $1 *\] \([0-9]*\) test.*/\1/p" "$2" | tail -n 1 | grep . || echo 0; }
+
+echo "GPU: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | paste -sd';')"
+echo "Programs: $(cat "$bin/commit.txt" 2>/dev/null)"
+
+# ---- tests --------------------------------------------------------------------------------------------------------
+
+# One program to its end, its result in $work/NAME.*.
+run_test() {
+  local device=$1 filter=$2 name=$3 start
+  start=$(date +%s)
+  [ "$device" = own ] || export LOWBIT_TEST_DEVICE=$device
+  timeout -k 5 "${LOWBIT_TEST_TIMEOUT:-110}" "$bin/$name" --gtest_filter="$filter" >"$work/$name.log" 2>&1
+  echo $? >"$work/$name.rc"
+  seconds "$start" >"$work/$name.s"
+}
+
+if [ $tests = 1 ]; then
+  start=$(date +%s)
+  while read -r device filter name; do
+    while [ "$(jobs -rp | wc -l)" -ge 4 ]; do wait -n; done
+    run_test "$device" "$filter" "$name" &
+  done <"$bin/gpu_programs.txt"
+  wait
+  printf '\n%-28s %7s %8s %7s %5s  %s\n' "tests" passed skipped failed s result
+  while read -r device filter name; do
+    log=$work/$name.log rc=$(cat "$work/$name.rc")
+    failed=$(grep -c '^\[  FAILED  \] .*(.* ms)$' "$log")
+    passed=$(count PASSED "$log")
+    case $rc in
+      0) verdict=ok; [ "$passed" -gt 0 ] || { verdict="NOTHING RAN"; fail; } ;;
+      124 | 137) verdict="TIMEOUT in $(grep '^\[ RUN' "$log" | tail -n 1)"; fail ;;
+      *) verdict="FAILED, exit code $rc"; fail ;;
+    esac
+    printf '%-28s %7s %8s %7s %5s  %s\n' "$name" "$passed" "$(count SKIPPED "$log")" "$failed" "$(cat "$work/$name.s")" "$verdict"
+    { echo "==== $name"; cat "$log"; } >>"$out/tests.log"
+  done <"$bin/gpu_programs.txt"
+  echo "all tests: $(seconds "$start") s"
+  while read -r device filter name; do
+    [ "$(cat "$work/$name.rc")" = 0 ] && continue
+    printf '\n---- %s\n' "$name"
+    grep -A7 'Failure$\|^unknown file\|error while loading\|what()' "$work/$name.log" | cut -c1-300 | head -n 24
+    grep '^\[  FAILED  \]' "$work/$name.log" | sort -u | cut -c1-160 | head -n 12
+    [ -s "$work/$name.log" ] && tail -n 3 "$work/$name.log" | cut -c1-300
+  done <"$bin/gpu_programs.txt"
+fi
+
+# ---- compute-sanitizer ----------------------------------------------------------------------------------------------
+
+checker=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+# One tool over one part of one program's tests.
+run_tool() {
+  local tool=$1 name=$2 part=$3 parts=$4 start log
+  start=$(date +%s) log=$work/$tool.$name.$part
+  GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part timeout -k 5 "${LOWBIT_SANITIZER_TIMEOUT:-170}" \
+    "$checker" --tool "$tool" --error-exitcode 9 "$bin/$name" >"$log.log" 2>&1
+  echo $? >"$log.rc"
+  seconds "$start" >"$log.s"
+}
+
+if [ $sanitizer = 1 ] && [ ! -x "$checker" ]; then
+  printf '\ncompute-sanitizer is not installed (it comes with the CUDA toolkit): no sanitizer ran\n'
+elif [ $sanitizer = 1 ]; then
+  start=$(date +%s)
+  kernel_tests=$(sed -n 's/^own [^ ]* \(kernels_.*\)/\1/p' "$bin/gpu_programs.txt")
+  parts=4
+  for tool in racecheck initcheck memcheck synccheck; do
+    for name in $kernel_tests; do
+      for ((part = 0; part < parts; ++part)); do
+        while [ "$(jobs -rp | wc -l)" -ge "${LOWBIT_SANITIZER_JOBS:-12}" ]; do wait -n; done
+        run_tool "$tool" "$name" "$part" "$parts" &
+      done
+    done
+  done
+  wait
+  printf '\n%-12s %-28s %7s %8s %5s  %s\n' "sanitizer" program tests errors s result
+  for tool in memcheck racecheck initcheck synccheck; do
+    for name in $kernel_tests; do
+      ok=0 errors=0 longest=0 verdict=clean
+      for ((part = 0; part < parts; ++part)); do
+        log=$work/$tool.$name.$part rc=$(cat "$work/$tool.$name.$part.rc")
+        ok=$((ok + $(grep -c '^\[       OK \]' "$log.log")))
+        found=$(sed -n 's/^=* *ERROR SUMMARY: \([0-9]*\) error.*/\1/p; s/^=* *RACECHECK SUMMARY: \([0-9]*\) hazard.*/\1/p' "$log.log" | tail -n 1)
+        errors=$((errors + ${found:-0}))
+        [ "$(cat "$log.s")" -le "$longest" ] || longest=$(cat "$log.s")
+        case $rc in
+          0) ;;
+          124 | 137) verdict="TIMEOUT in $(grep '^\[ RUN' "$log.log" | tail -n 1)" ;;
+          *) verdict="NOT CLEAN, exit code $rc" ;;
+        esac
+        { echo "==== $tool $name, part $part"; head -c 1000000 "$log.log"; } >>"$out/sanitizer.log"
+      done
+      [ "$verdict$ok" != clean0 ] || verdict="NOTHING RAN"
+      [ "$verdict" = clean ] || fail
+      printf '%-12s %-28s %7s %8s %5s  %s\n' "$tool" "$name" "$ok" "$errors" "$longest" "$verdict"
+      if [ "$verdict" != clean ]; then
+        grep -h -A3 '^========= \(Error\|Warning\|Invalid\|Uninit\|Race\|Potential\|Barrier\|Program hit\)' "$work/$tool.$name".*.log |
+          cut -c1-200 | head -n 8
+        grep -h '^\[  FAILED  \]' "$work/$tool.$name".*.log | sort -u | cut -c1-160 | head -n 4
+      fi
+    done
+  done
+  echo "all sanitizers: $(seconds "$start") s"
+fi
+
+# ---- benchmarks, one at a time ----------------------------------------------------------------------------------------
+
+# run_bench LINES TIMEOUT PROGRAM ARGS...: shows the last LINES of its output.
+run_bench() {
+  local lines=$1 limit=$2 name=$3 rc start; shift 3
+  [ -x "$bin/$name" ] || { printf '\n%s is not in the folder\n' "$name"; return; }
+  start=$(date +%s)
+  printf '\n==> %s %s\n' "$name" "$*"
+  timeout -k 5 "$limit" "$bin/$name" "$@" >"$work/bench" 2>&1
+  rc=$?
+  { echo "==== $name $*"; cat "$work/bench"; } >>"$out/bench.log"
+  tail -n "$lines" "$work/bench" | cut -c1-180
+  echo "($(seconds "$start") s)"
+  [ $rc = 0 ] || { echo "FAILED, exit code $rc"; fail; }
+}
+
+if [ $bench = 1 ]; then
+  run_bench 22 60 lowbit doctor
+  run_bench 24 60 quantize_cuda_bench
+  run_bench 30 90 fourbit_matmul_cuda_bench --quick --md "$out/matmul.md" --json "$out/matmul.json"
+  run_bench 6 120 lowbit bench generate --shape llama-8b --type nf4 --double-quant --device cuda:0 --new-tokens 64 --repeat 2
+fi
+
+echo
+if [ $failures = 0 ]; then echo "GPU suite: all passed"; else echo "GPU suite: $failures FAILED"; fi
+[ $failures = 0 ]
