@@ -104,8 +104,8 @@ inline Status check(const AttentionCudaParams& p) noexcept {
   if (p.head_dim < 8 || p.head_dim % 8 != 0 || p.head_dim > 256) {
     return unsupported("head_dim must be a multiple of 8, at most 256");
   }
-  if (p.batch > 0 && p.tokens > 0 && (p.query == nullptr || p.slot == nullptr ||
-                                      p.output == nullptr || p.workspace == nullptr)) {
+  if (p.batch > 0 && p.tokens > 0 &&
+      (p.query == nullptr || p.slot == nullptr || p.output == nullptr || p.workspace == nullptr)) {
     return invalid_argument("null pointer");
   }
   return ok_status();

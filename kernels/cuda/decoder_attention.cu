@@ -2,8 +2,8 @@
 //
 // A block serves up to four query heads of one kv head over one slice of the keys. In a warp kLanes
 // lanes share a key: each holds eight of its dimensions, and of the queries and the weighted sums
-// the same eight. Every such group of lanes runs a softmax of its own over its keys; the groups meet
-// in shuffles and shared memory, the slices in the workspace, where the block that comes last
+// the same eight. Every such group of lanes runs a softmax of its own over its keys; the groups
+// meet in shuffles and shared memory, the slices in the workspace, where the block that comes last
 // combines them in the order of the slices: the result does not depend on which one that is.
 #include <type_traits>
 
@@ -56,8 +56,8 @@ __device__ __forceinline__ void merge_lanes(Running<kHeads>& r, int offset) {
 template <typename T, int kLanes, int kHeads>
 __global__ void __launch_bounds__(kThreads)
     attention_kernel(const __grid_constant__ AttentionCudaParams p, Workspace workspace) {
-  constexpr int kKeys = 32 / kLanes;                 // of a warp at a time
-  constexpr int kStep = kWarps * kKeys * kUnroll;    // keys of a block at a time
+  constexpr int kKeys = 32 / kLanes;               // of a warp at a time
+  constexpr int kStep = kWarps * kKeys * kUnroll;  // keys of a block at a time
   constexpr int kMostDim = kLanes * 8;
   __shared__ float shared_sums[kWarps][kHeads][kMostDim];
   __shared__ float2 shared_softmax[kWarps][kHeads];
@@ -93,9 +93,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     const int64_t head = first_head + min(h, heads - 1);
-    to_floats(read8(static_cast<const T*>(p.query) + (row * p.heads + head) * dim +
-                    (active ? d : 0)),
-              query[h]);
+    to_floats(
+        read8(static_cast<const T*>(p.query) + (row * p.heads + head) * dim + (active ? d : 0)),
+        query[h]);
     const float scale = active ? p.scale * 1.44269504f : 0.0f;  // log2(e)
 #pragma unroll
     for (int j = 0; j < 8; ++j) query[h][j] *= scale;

@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kThreads)
   } else {
     if (position >= slot.capacity) return;
     const bool key = head < heads + kv_heads;
-    from = static_cast<const T*>(key ? p.key : p.value) +
-           (row * kv_heads + kv_head) * p.head_dim + d;
+    from =
+        static_cast<const T*>(key ? p.key : p.value) + (row * kv_heads + kv_head) * p.head_dim + d;
     to = static_cast<T*>(key ? slot.key : slot.value) +
          ((sequence * kv_heads + kv_head) * slot.capacity + position) * p.head_dim + d;
   }

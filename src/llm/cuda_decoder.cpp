@@ -112,8 +112,7 @@ bool CudaDecoder::is_current(LlamaForCausalLMImpl& module) const {
     if (!same(mine.q, l.self_attn->q_proj) || !same(mine.k, l.self_attn->k_proj) ||
         !same(mine.v, l.self_attn->v_proj) || !same(mine.o, l.self_attn->o_proj) ||
         !same(mine.gate, l.mlp->gate_proj) || !same(mine.up, l.mlp->up_proj) ||
-        !same(mine.down, l.mlp->down_proj) ||
-        !mine.attention_norm.reads(l.input_layernorm) ||
+        !same(mine.down, l.mlp->down_proj) || !mine.attention_norm.reads(l.input_layernorm) ||
         !mine.mlp_norm.reads(l.post_attention_layernorm)) {
       return false;
     }
@@ -200,22 +199,21 @@ at::Tensor CudaDecoder::attend(const Layer& layer, size_t index, const at::Tenso
   }
   at::Tensor attended = ops::empty(query.sizes(), dtype_, device_);
   ops::cuda::check_launch(
-      kOp, kernels::cuda::attention(
-               call.plan,
-               {.query = query.const_data_ptr(),
-                .slot = call.slot(index),
-                .dtype = dtype,
-                .batch = call.batch,
-                .tokens = call.tokens,
-                .heads = heads_,
-                .kv_heads = kv_heads_,
-                .head_dim = head_dim_,
-                .window = window_,
-                .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_)),
-                .output = attended.mutable_data_ptr(),
-                .workspace = call.workspace.mutable_data_ptr(),
-                .programmatic_launch = true},
-               scope.stream()));
+      kOp, kernels::cuda::attention(call.plan,
+                                    {.query = query.const_data_ptr(),
+                                     .slot = call.slot(index),
+                                     .dtype = dtype,
+                                     .batch = call.batch,
+                                     .tokens = call.tokens,
+                                     .heads = heads_,
+                                     .kv_heads = kv_heads_,
+                                     .head_dim = head_dim_,
+                                     .window = window_,
+                                     .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_)),
+                                     .output = attended.mutable_data_ptr(),
+                                     .workspace = call.workspace.mutable_data_ptr(),
+                                     .programmatic_launch = true},
+                                    scope.stream()));
   return layer.o.multiply(attended, true);
 }
 
@@ -223,14 +221,13 @@ at::Tensor CudaDecoder::mix(const Layer& layer, const at::Tensor& normed, const 
   const at::Tensor gate = layer.gate.multiply(normed, call.few());
   const at::Tensor up = layer.up.multiply(normed, call.few());
   const ops::cuda::Scope scope(kOp, device_);
-  ops::cuda::check_launch(kOp,
-                          kernels::cuda::silu_mul({.gate = gate.const_data_ptr(),
-                                                   .up = up.const_data_ptr(),
-                                                   .output = gate.mutable_data_ptr(),
-                                                   .dtype = ops::kernel_dtype(dtype_),
-                                                   .count = gate.numel(),
-                                                   .programmatic_launch = call.few()},
-                                                  scope.stream()));
+  ops::cuda::check_launch(kOp, kernels::cuda::silu_mul({.gate = gate.const_data_ptr(),
+                                                        .up = up.const_data_ptr(),
+                                                        .output = gate.mutable_data_ptr(),
+                                                        .dtype = ops::kernel_dtype(dtype_),
+                                                        .count = gate.numel(),
+                                                        .programmatic_launch = call.few()},
+                                                       scope.stream()));
   return layer.down.multiply(gate, call.few());
 }
 
@@ -293,8 +290,8 @@ at::Tensor CudaDecoder::forward(const at::Tensor& ids, KVCache& cache, bool last
   on_device.copy_(input, /*non_blocking=*/true);
   Call call = describe(on_device, batch, tokens);
   if (call.few()) {
-    call.workspace = at::zeros({call.plan.workspace_bytes},
-                               at::TensorOptions(at::kByte).device(device_));
+    call.workspace =
+        at::zeros({call.plan.workspace_bytes}, at::TensorOptions(at::kByte).device(device_));
   }
   call.cache = &cache;
   call.past = cache.length();

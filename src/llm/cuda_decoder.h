@@ -34,7 +34,8 @@ class CudaDecoder {
   bool fits(KVCache& cache) const;
 
   /// ids [batch, tokens] int64 on the CPU, checked. Appends keys and values to the cache (room is
-  /// reserved), not its ids. Returns logits [batch, tokens or (last) 1, vocab] of the model's dtype.
+  /// reserved), not its ids. Returns logits [batch, tokens or (last) 1, vocab] of the model's
+  /// dtype.
   at::Tensor forward(const at::Tensor& ids, KVCache& cache, bool last);
 
   /// The most likely id after each row of logits [rows, vocab]; NaN is passed over, -1 for a row of
@@ -43,8 +44,7 @@ class CudaDecoder {
 
  private:
   struct Norm {
-    explicit Norm(const LlamaRMSNorm& norm)
-        : weight(norm->weight), data(weight.const_data_ptr()) {}
+    explicit Norm(const LlamaRMSNorm& norm) : weight(norm->weight), data(weight.const_data_ptr()) {}
     bool reads(const LlamaRMSNorm& norm) const {
       return weight.is_same(norm->weight) && data == norm->weight.const_data_ptr();
     }

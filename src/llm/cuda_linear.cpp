@@ -31,8 +31,8 @@ kernels::Matmul4bitParams params_4bit(const ops::Rows& rows, const ops::Weight4b
           .blocksize = w.blocksize,
           .quant_type = ops::kernel_type(w.quant_type),
           .bias = bias.defined() ? bias.const_data_ptr() : nullptr,
-          .bias_dtype = bias.defined() ? ops::kernel_dtype(bias.scalar_type())
-                                       : kernels::DType::kFloat32,
+          .bias_dtype =
+              bias.defined() ? ops::kernel_dtype(bias.scalar_type()) : kernels::DType::kFloat32,
           .output = output.mutable_data_ptr()};
 }
 

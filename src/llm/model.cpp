@@ -142,8 +142,8 @@ at::Tensor CausalLM::run(const at::Tensor& given, KVCache& cache, bool last) con
   cache.reserve(cache.length() + ids.size(1));
   at::Tensor logits;
   if (device().is_cpu()) {
-    logits = state().fused()->forward(
-        ids, cache, last ? CpuDecoder::Logits::kLast : CpuDecoder::Logits::kAll);
+    logits = state().fused()->forward(ids, cache,
+                                      last ? CpuDecoder::Logits::kLast : CpuDecoder::Logits::kAll);
   } else {
     const auto decoder = state().fused_on_gpu();
     if constexpr (ops::kHasCuda) {

@@ -3,8 +3,8 @@
 // quantized.
 //
 // CPU: activations are float32 throughout; entries are serial over [begin, end) of the unit that
-// each one names; the caller spreads ranges over threads. CUDA: activations have one dtype, sums are
-// float32; see the end.
+// each one names; the caller spreads ranges over threads. CUDA: activations have one dtype, sums
+// are float32; see the end.
 #pragma once
 
 #include <cstdint>
@@ -126,8 +126,8 @@ struct KvSlot {
   int64_t past = 0;  ///< tokens in front of the new ones
 };
 
-/// hidden += delta (when there is one; rounded), then output = round(hidden * rsqrt(mean(hidden^2) +
-/// eps)) * weight, as LlamaRMSNorm rounds.
+/// hidden += delta (when there is one; rounded), then output = round(hidden * rsqrt(mean(hidden^2)
+/// + eps)) * weight, as LlamaRMSNorm rounds.
 struct RmsNormCudaParams {
   void* hidden = nullptr;        ///< [rows, cols]
   const void* delta = nullptr;   ///< [rows, cols] or null
@@ -189,8 +189,8 @@ struct SiluMulCudaParams {
   bool programmatic_launch = false;
 };
 
-/// The index of the largest value of each row, of equal ones the first; NaN is passed over, -1 for a
-/// row of nothing else.
+/// The index of the largest value of each row, of equal ones the first; NaN is passed over, -1 for
+/// a row of nothing else.
 struct ArgmaxCudaParams {
   const void* values = nullptr;  ///< [rows, cols]
   DType dtype = DType::kBFloat16;
