@@ -88,7 +88,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 /// have.
 void register_structured_fallbacks(torch::Library& m) {
   constexpr auto kComposite = c10::DispatchKey::CompositeExplicitAutogradNonFunctional;
-  const c10::Dispatcher& dispatcher = c10::Dispatcher::singleton();
+  c10::Dispatcher& dispatcher = c10::Dispatcher::singleton();
   for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
     if (name.name.rfind("aten::", 0) != 0) continue;
     const auto op = dispatcher.findOp(name);
