@@ -1,8 +1,8 @@
 // Speed of the 4-bit matmul on CUDA, against cuBLAS bf16 and dequantize + cuBLAS in the same run.
 //
 // Every figure is the median of 21 replays of a graph of launches over weights that rotate through
-// more than four times the L2 cache. TB/s counts the codes and statistics, once; `% copy` is its
-// share of the bandwidth of a device copy (bytes read and written).
+// more than four times the L2 cache. TB/s counts the codes and statistics, once; `% read` is its
+// share of what a kernel that only reads achieves.
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
@@ -18,6 +18,8 @@
 
 #include "codebook.h"
 #include "cuda/fourbit_matmul.h"
+#include "cuda/fourbit_mid.h"
+#include "device_bandwidth.h"
 #include "lowbit/kernels/fourbit.h"
 
 namespace {
@@ -127,7 +129,7 @@ int main(int argc, char** argv) {
   std::vector<int64_t> tokens;
   std::vector<std::string> shapes;
   app.add_flag("--quick", quick, "Few shapes and M");
-  app.add_flag("--variants", variants, "Every variant of the small-M kernel, too");
+  app.add_flag("--variants", variants, "Every variant of the small-M and mid-M kernels, too");
   app.add_flag("--plain", plain, "Scales in float32 instead of nested ones");
   app.add_flag("--fp16", fp16, "float16 instead of bfloat16 activations");
   app.add_option("--blocksize", blocksize);
@@ -159,26 +161,28 @@ int main(int argc, char** argv) {
   std::mt19937 rng(1);
   const int64_t most_m = *std::max_element(tokens.begin(), tokens.end());
 
-  const size_t copy_bytes = size_t{512} << 20;
-  auto* copy_from = device<char>(copy_bytes);
-  auto* copy_to = device<char>(copy_bytes);
-  const double ceiling = 2.0 * copy_bytes /
-                         time(4,
-                              [&](int) {
-                                check(cudaMemcpyAsync(copy_to, copy_from, copy_bytes,
-                                                      cudaMemcpyDeviceToDevice, stream));
-                              }) *
-                         1e-6;  // TB/s
-  check(cudaFree(copy_from));
-  check(cudaFree(copy_to));
+  // Reading alone, four buffers in turn, far beyond the L2 cache.
+  const size_t read_bytes = size_t{1} << 30;
+  auto* read_from = device<char>(4 * read_bytes);
+  check(cudaMemset(read_from, 1, 4 * read_bytes));
+  auto* read_sink = device<uint32_t>(1);
+  const double ceiling =
+      read_bytes /
+      time(8,
+           [&](int i) {
+             check(read_everything(read_from + i % 4 * read_bytes, read_bytes, read_sink, stream));
+           }) *
+      1e-6;  // TB/s
+  check(cudaFree(read_from));
+  check(cudaFree(read_sink));
 
   cudaDeviceProp name;
   check(cudaGetDeviceProperties(&name, 0));
-  std::string out = std::string(name.name) + ", copy " + std::to_string(ceiling).substr(0, 4) +
+  std::string out = std::string(name.name) + ", read " + std::to_string(ceiling).substr(0, 4) +
                     " TB/s, NF4, blocksize " + std::to_string(blocksize) +
                     (plain ? ", float32 scales, " : ", nested scales, ") +
                     (fp16 ? "float16" : "bfloat16") + "\n\n" +
-                    "| N x K | M | kernel | us | us, no early launch | TB/s | % copy | cuBLAS us | "
+                    "| N x K | M | kernel | us | us, no early launch | TB/s | % read | cuBLAS us | "
                     "ratio | dequantize + cuBLAS us |\n"
                     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
   std::printf("%s", out.c_str());
@@ -244,7 +248,7 @@ int main(int argc, char** argv) {
     };
 
     for (const int64_t m : tokens) {
-      const int launches = std::max(24, ceil_div(24, copies) * copies > 48 ? 24 : copies);
+      const int launches = std::max(24, copies);
       const double cublas_us = time(std::max(24, dense_copies),
                                     [&](int i) { library(m, dense + (i % dense_copies) * n * k); });
       const double dequantize_us = time(std::max(8, std::min(copies, 16)), [&](int i) {
@@ -262,14 +266,15 @@ int main(int argc, char** argv) {
       const auto report = [&](const Matmul4bitCudaPlan& plan, const char* prefix) {
         void* workspace = plan.workspace_bytes > 0 ? device<char>(plan.workspace_bytes) : nullptr;
         const auto run = [&](bool early) {
-          return time(std::max(launches, copies), [&](int i) {
+          return time(launches, [&](int i) {
             Matmul4bitParams p = params(m, i);
             p.workspace = workspace;
             p.programmatic_launch = early;
             check(cuda::matmul_4bit(plan, p, Stream{stream}));
           });
         };
-        Row row{std::string(prefix) + plan.kernel,
+        Row row{std::string(prefix) + plan.kernel +
+                    (plan.splits > 1 ? "_s" + std::to_string(plan.splits) : ""),
                 n,
                 k,
                 m,
@@ -296,6 +301,19 @@ int main(int argc, char** argv) {
       const Matmul4bitCudaPlan chosen = cuda::plan_matmul_4bit(params(m, 0), gpu);
       // An advised library call is measured in its own column.
       if (chosen.fused || chosen.id != cuda::kGeneral) report(chosen, "");
+      for (int v = 0; variants && gpu.compute_capability == 90 && v < cuda::kMidVariantCount; ++v) {
+        const cuda::MidVariant& variant = cuda::kMidVariants[v];
+        if (m > variant.tokens || (variant.tokens > 16 && m <= variant.tokens / 2) ||
+            !cuda::mid_applies(params(m, 0))) {
+          continue;
+        }
+        for (const int splits : {1, 2, 4, 8}) {
+          const Matmul4bitCudaPlan plan = cuda::plan_mid(params(m, 0), gpu, v, splits);
+          if (plan.grid_x == 0 || (plan.id == chosen.id && splits == chosen.splits)) continue;
+          if (splits > 1 && plan.grid_x > gpu.multiprocessors) continue;
+          report(plan, "~ ");
+        }
+      }
       for (int v = 0; variants && v < cuda::kSmallVariantCount; ++v) {
         const cuda::SmallVariant& variant = cuda::kSmallVariants[v];
         if (m > variant.tokens || variant.fine != (blocksize == 32)) continue;

@@ -1,4 +1,4 @@
-// Argument checks of the decoder family, shared by ref and cpu.
+// Argument checks of the decoder family.
 #pragma once
 
 #include "lowbit/kernels/decoder.h"
@@ -64,6 +64,64 @@ inline Status check(const LinearDenseParams& p) noexcept {
 inline Status check(const WidenParams& p) noexcept {
   if (p.count < 0) return invalid_argument("count < 0");
   if (p.count > 0 && (p.input == nullptr || p.output == nullptr)) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
+inline Status check(const RmsNormCudaParams& p) noexcept {
+  if (p.rows < 0 || p.cols < 0 || p.cols > (int64_t{1} << 30)) {
+    return invalid_argument("rows or cols out of range");
+  }
+  if (p.rows > 0 && p.cols > 0 &&
+      (p.hidden == nullptr || p.weight == nullptr || p.output == nullptr)) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
+inline Status check(const RotaryAppendCudaParams& p) noexcept {
+  if (p.batch < 0 || p.tokens < 0 || p.heads < 1 || p.kv_heads < 1) {
+    return invalid_argument("batch, tokens, heads or kv_heads out of range");
+  }
+  if (p.head_dim < 2 || p.head_dim % 2 != 0) return invalid_argument("head_dim must be even");
+  if (p.heads + 2 * p.kv_heads > (int64_t{1} << 30) / p.head_dim) {
+    return unsupported("a token of 2^30 elements and more");
+  }
+  if (p.batch > 0 && p.tokens > 0 &&
+      (p.query == nullptr || p.key == nullptr || p.value == nullptr || p.inv_freq == nullptr ||
+       p.slot == nullptr)) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
+inline Status check(const AttentionCudaParams& p) noexcept {
+  if (p.batch < 0 || p.tokens < 0 || p.heads < 1 || p.kv_heads < 1 || p.window < 0) {
+    return invalid_argument("a size is out of range");
+  }
+  if (p.heads % p.kv_heads != 0) return invalid_argument("heads must be a multiple of kv_heads");
+  if (p.head_dim < 8 || p.head_dim % 8 != 0 || p.head_dim > 256) {
+    return unsupported("head_dim must be a multiple of 8, at most 256");
+  }
+  if (p.batch > 0 && p.tokens > 0 &&
+      (p.query == nullptr || p.slot == nullptr || p.output == nullptr || p.workspace == nullptr)) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
+inline Status check(const SiluMulCudaParams& p) noexcept {
+  if (p.count < 0) return invalid_argument("count < 0");
+  if (p.count > 0 && (p.gate == nullptr || p.up == nullptr || p.output == nullptr)) {
+    return invalid_argument("null pointer");
+  }
+  return ok_status();
+}
+
+inline Status check(const ArgmaxCudaParams& p) noexcept {
+  if (p.rows < 0 || p.cols < 0) return invalid_argument("rows or cols < 0");
+  if (p.rows > 0 && (p.output == nullptr || (p.cols > 0 && p.values == nullptr))) {
     return invalid_argument("null pointer");
   }
   return ok_status();

@@ -4,6 +4,7 @@
 #include "lowbit/kernels/blockwise.h"
 #include "lowbit/kernels/fourbit.h"
 #include "lowbit/kernels/int8.h"
+#include "lowbit/kernels/optimizer.h"
 
 namespace lowbit::kernels {
 
@@ -185,6 +186,38 @@ inline Status check(const LinearInt8Params& p) noexcept {
   if (p.output == nullptr || p.stats == nullptr) return invalid_argument("null pointer");
   if (p.k > 0 && (p.input == nullptr || p.q == nullptr)) return invalid_argument("null pointer");
   return ok_status();
+}
+
+inline Status check(const OptimizerParams& p) noexcept {
+  if (p.ntensors < 0 || p.nhypers < 0) return invalid_argument("ntensors or nhypers < 0");
+  if (p.ntensors == 0) return ok_status();
+  if (p.tensors == nullptr || p.hypers == nullptr) return invalid_argument("null pointer");
+  const bool second = has_second_state(p.kind);
+  if (p.blockwise && (p.map1 == nullptr || (second && p.map2 == nullptr))) {
+    return invalid_argument("8-bit states need their maps");
+  }
+  bool limited = false;
+  for (int64_t i = 0; i < p.ntensors; ++i) {
+    const OptimizerTensor& t = p.tensors[i];
+    if (t.numel < 0) return invalid_argument("numel < 0");
+    if (t.hyper < 0 || t.hyper >= p.nhypers) return invalid_argument("hyper outside the hypers");
+    const OptimizerHyper& h = p.hypers[t.hyper];
+    if (h.step < 1 && h.step_value == nullptr) return invalid_argument("step < 1");
+    if (h.max_unorm > 0 && !has_update_limit(p.kind)) {
+      return unsupported("this update rule has no update limit");
+    }
+    limited = limited || h.max_unorm > 0;
+    if (t.numel == 0) continue;
+    if (t.p == nullptr || t.g == nullptr || t.state1 == nullptr ||
+        (second && t.state2 == nullptr)) {
+      return invalid_argument("null pointer");
+    }
+    if (p.blockwise && (t.absmax1 == nullptr || (second && t.absmax2 == nullptr))) {
+      return invalid_argument("8-bit states need absmax");
+    }
+  }
+  return limited && p.workspace == nullptr ? invalid_argument("an update limit needs the workspace")
+                                           : ok_status();
 }
 
 /// check(params), then the range.

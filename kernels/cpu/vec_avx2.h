@@ -22,6 +22,8 @@ inline constexpr int kLanes16 = 16;
 static inline F set(float x) { return _mm256_set1_ps(x); }
 static inline F multiply(F a, F b) { return _mm256_mul_ps(a, b); }
 static inline F divide(F a, F b) { return _mm256_div_ps(a, b); }
+static inline F add(F a, F b) { return _mm256_add_ps(a, b); }
+static inline F square_root(F a) { return _mm256_sqrt_ps(a); }
 static inline F multiply_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 static inline F magnitude(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 /// a > b ? a : b, so b when either is NaN.

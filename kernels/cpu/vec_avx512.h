@@ -21,6 +21,8 @@ inline constexpr int kLanes16 = 32;
 static inline F set(float x) { return _mm512_set1_ps(x); }
 static inline F multiply(F a, F b) { return _mm512_mul_ps(a, b); }
 static inline F divide(F a, F b) { return _mm512_div_ps(a, b); }
+static inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+static inline F square_root(F a) { return _mm512_sqrt_ps(a); }
 static inline F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 static inline F magnitude(F a) { return _mm512_abs_ps(a); }
 /// a > b ? a : b, so b when either is NaN.

@@ -11,19 +11,14 @@ namespace lowbit::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kTurns = 2;                                  // blocks of a lane at once
+constexpr int kCtasPerMultiprocessor = 4;  // the table is built once a CTA: few, long-lived CTAs
+constexpr int kTurns = 2;                  // blocks of a lane at once, to have loads in flight
 constexpr int64_t kTile = int64_t{8} * kThreads * kTurns;  // elements of a CTA in a turn
 
-/// The table is built once a CTA: as many as fit at once, each walking over tiles. More would wait
-/// for the first ones to end.
-template <typename T>
-constexpr int kCtasPerMultiprocessor = sizeof(T) == 4 ? 2 : 3;
-
 /// kLanes threads share a block of 8 * kLanes elements; blocks of more than 256 elements span
-/// warps. The next tile is on its way while the codes of this one are made. kWhole: all tiles are
-/// inside the input, and nothing is checked.
+/// warps. kWhole: all tiles are inside the input, and nothing is checked.
 template <typename T, int kLanes, bool kWhole>
-__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor<T>)
+__global__ void __launch_bounds__(kThreads)
     quantize_kernel(const T* __restrict__ input, int64_t numel, const float* __restrict__ code,
                     uint8_t* __restrict__ codes, float* __restrict__ absmax, int64_t first_tile,
                     int64_t end_tile) {
@@ -31,40 +26,30 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor<T>)
   constexpr int kGroups = kThreads / kLanes;
   __shared__ NearestCode nearest;
   nearest.fill(code);
-  __shared__ float partial[2][kTurns][kThreads / 32];
+  __shared__ float partial[kTurns][kThreads / 32];
   const int lane = threadIdx.x % kLanes;
-  Pack8<T> ahead[kTurns];
-  const auto load = [&](int64_t tile) {
-#pragma unroll
-    for (int r = 0; r < kTurns; ++r) {
-      const int64_t i = tile * kTile + (r * kThreads + threadIdx.x) * 8;
-      ahead[r] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
-    }
-  };
-  int64_t tile = first_tile + blockIdx.x;
-  if (tile < end_tile) load(tile);
-  for (int turn = 0; tile < end_tile; tile += gridDim.x, turn ^= 1) {
+  for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
     const int64_t start = tile * kTile + threadIdx.x * 8;
     Pack8<T> x[kTurns][1];
     float largest[kTurns];
 #pragma unroll
-    for (int r = 0; r < kTurns; ++r) x[r][0] = ahead[r];
-    if (tile + gridDim.x < end_tile) load(tile + gridDim.x);
+    for (int r = 0; r < kTurns; ++r) {
+      const int64_t i = start + r * kThreads * 8;
+      x[r][0] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
+    }
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
     if constexpr (kLanes > 32) {
-      // Two buffers: at the barrier every reader of the turn before the last is done.
+      __syncthreads();  // the last turn's readers are done
 #pragma unroll
       for (int r = 0; r < kTurns; ++r) {
-        if (threadIdx.x % 32 == 0) partial[turn][r][threadIdx.x / 32] = largest[r];
+        if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
       }
       __syncthreads();
       const int warp = threadIdx.x / kLanes * (kLanes / 32);
 #pragma unroll
       for (int r = 0; r < kTurns; ++r) {
 #pragma unroll
-        for (int w = 0; w < kLanes / 32; ++w) {
-          largest[r] = fmaxf(largest[r], partial[turn][r][warp + w]);
-        }
+        for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
       }
     }
 #pragma unroll
@@ -119,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 Status quantize(const QuantizeBlockwiseParams& p, Stream stream) noexcept {
   const auto* input = static_cast<const T*>(p.input);
-  const int64_t most = multiprocessors() * kCtasPerMultiprocessor<T>;
+  const int64_t most = multiprocessors() * kCtasPerMultiprocessor;
   const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
   const auto run = [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;

@@ -20,15 +20,12 @@
 //    the token at the k positions of lane t and zeros elsewhere, so that the sums of lane t's block
 //    arrive in lane t, which scales them: no shuffles, 16-byte reads of the codes.
 //  * Partial sums lie in [warp][tile] and are added in the order of the warps: deterministic.
-#include <cstring>
-
-#include "codebook.h"
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/mma_sm80.cuh"
 #include "cuda/fourbit_matmul.h"
-#include "scalar.h"
+#include "cuda/fourbit_pairs.cuh"
 
 namespace lowbit::kernels::cuda {
 namespace {
@@ -45,40 +42,14 @@ struct SmallArgs {
   DType bias_dtype;
   bool programmatic;
   SmallLayout layout;
-  uint64_t
-      table[4];  // sixteen elements; read by immediates, since an index costs a cold cache line
+  PairTable table;
 };
-
-/// The table of pairs: 256 rows of 32 copies of a word, the element of the high nibble in its low
-/// half.
-template <int kWarps>
-__device__ __forceinline__ void fill_pair_table(uint8_t* shared, const uint64_t (&table)[4],
-                                                int warp, int lane) {
-  for (int high = warp; high < 16; high += kWarps) {
-    const uint64_t four =
-        high < 8 ? (high < 4 ? table[0] : table[1]) : (high < 12 ? table[2] : table[3]);
-    const uint32_t first = static_cast<uint32_t>(four >> (16 * (high & 3))) & 0xffffu;
-    auto* row = reinterpret_cast<uint32_t*>(shared) + high * 16 * 32 + lane;
-#pragma unroll
-    for (int low = 0; low < 16; ++low) {
-      const uint32_t second = static_cast<uint32_t>(table[low / 4] >> (16 * (low & 3)));
-      row[low * 32] = first | second << 16;
-    }
-  }
-}
 
 /// The pair of byte kByte of w.
 template <int kByte>
 __device__ __forceinline__ uint32_t pair_of(const uint8_t* shared, uint32_t w, uint32_t bank) {
   const uint32_t row = kByte == 0 ? w << 7 : w >> (8 * kByte - 7);
   return *reinterpret_cast<const uint32_t*>(shared + ((row & 0x7f80u) | bank));
-}
-
-__device__ __forceinline__ float bias_at(const void* bias, DType dtype, int i) {
-  if (bias == nullptr) return 0.0f;
-  if (dtype == DType::kFloat32) return static_cast<const float*>(bias)[i];
-  if (dtype == DType::kFloat16) return __half2float(static_cast<const __half*>(bias)[i]);
-  return __bfloat162float(static_cast<const __nv_bfloat16*>(bias)[i]);
 }
 
 template <typename T, int kTokens, int kWarps, int kStages, int kBlocks, bool kFine>
@@ -461,10 +432,6 @@ Status run(int variant, const LaunchShape& shape, const SmallArgs& a, Stream str
   return invalid_argument("the plan was made for another problem");
 }
 
-uint64_t element_bits(float value, DType dtype) {
-  return dtype == DType::kFloat16 ? to_half_bits(value) : to_bfloat_bits(value);
-}
-
 }  // namespace
 
 Status launch_small(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
@@ -492,8 +459,7 @@ Status launch_small(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   while ((int64_t{v.fine ? 32 : 64} << a.shift) < p.blocksize) ++a.shift;
   a.bias_dtype = p.bias_dtype;
   a.programmatic = p.programmatic_launch;
-  const float* table = p.quant_type == QuantType::kNF4 ? codebook::kNf4 : codebook::kFp4;
-  for (int i = 0; i < 16; ++i) a.table[i / 4] |= element_bits(table[i], p.dtype) << (16 * (i % 4));
+  a.table = pair_table(p);
   const LaunchShape shape{plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes,
                           p.programmatic_launch};
   return p.dtype == DType::kFloat16 ? run<__half>(variant, shape, a, stream)

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/fourbit_matmul.h"
+#include "cuda/fourbit_mid.h"
 
 namespace lowbit::kernels::cuda {
 namespace {
@@ -15,7 +16,10 @@ bool aligned(const void* pointer, uintptr_t bytes) {
 // Passes over the weight up to which a fused kernel beats writing it out in 16 bits (8 times its
 // bytes) and reading that back.
 constexpr int64_t kGeneralFused = 16;  // tokens
-constexpr int64_t kSmallFused = 64;
+constexpr int64_t kSmallFused = 48;
+constexpr int64_t kSmallFusedLittle = 32;
+
+bool little(const Matmul4bitParams& p) { return p.n * p.k <= 17'000'000; }
 
 Matmul4bitCudaPlan plan_general(const Matmul4bitParams& p) {
   Matmul4bitCudaPlan plan;
@@ -29,23 +33,68 @@ Matmul4bitCudaPlan plan_general(const Matmul4bitParams& p) {
   return plan;
 }
 
-/// The variants worth trying, best first.
-void preferred_variants(const Matmul4bitParams& p, int (&order)[4]) {
+/// The variants worth trying, best first (measured on an H200 at six shapes of Llama models).
+void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& device,
+                        int (&order)[4]) {
   enum { k1W16S3, k1W16S2, k1W8, k8W16S3, k8W16S2, k8W8, k16, k8Fine, k16Fine };
-  // Small weights: two launches share a multiprocessor, so that the next one starts early.
-  const bool little = p.n * p.k <= 17'000'000;
   const auto choose = [&](int a, int b, int c, int d) {
     order[0] = a, order[1] = b, order[2] = c, order[3] = d;
   };
   if (p.blocksize == 32) {
     p.m <= 8 ? choose(k8Fine, -1, -1, -1) : choose(k16Fine, k8Fine, -1, -1);
-  } else if (p.m == 1) {
-    little ? choose(k1W8, k1W16S2, k8W8, -1) : choose(k1W16S3, k1W16S2, k1W8, k8W8);
-  } else if (p.m <= 8) {
-    little ? choose(k8W8, k8W16S2, -1, -1) : choose(k8W16S3, k8W16S2, k8W8, -1);
-  } else {
+  } else if (p.m > 8) {
     choose(k16, k8W16S2, k8W8, -1);
+  } else if (ceil_div(p.n, kSmallRows) <= device.multiprocessors) {
+    choose(k8W16S3, k8W16S2, k8W8, -1);  // a tile or none for each: more warps share K
+  } else if (little(p)) {
+    choose(k8W8, k8W16S2, -1, -1);  // two launches share a multiprocessor: the next starts early
+  } else if (p.m == 1) {
+    choose(k1W16S2, k1W16S3, k8W16S2, k8W8);
+  } else {
+    choose(k8W16S2, k8W16S3, k8W8, -1);
   }
+}
+
+// The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by tokens; for a launch;
+// for the sums that a cluster exchanges. R64: the activations are read twice as often (tenths).
+constexpr int64_t kMidTileCycles[] = {135, 155, 205, 335};
+constexpr int64_t kMidNarrowTenths[] = {13, 12, 11, 11};
+constexpr int64_t kMidLaunchCycles = 4500;
+constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
+constexpr int64_t kMidFrom = 9;  // tokens; the small kernel serves fewer
+// Tokens, in passes of 128; the fourth pass makes it as slow as dequantizing (14336 x 4096).
+constexpr int64_t kMidFused = 384;
+// Clusters of eight were never the fastest: few of them find room at a time.
+constexpr int kMidSplitsTried = 4;
+
+int mid_token_class(int64_t m) { return m <= 16 ? 0 : m <= 32 ? 1 : m <= 64 ? 2 : 3; }
+
+int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
+                   const DeviceProperties& device) {
+  const MidVariant& v = kMidVariants[plan.id - kMid];
+  const int tokens = mid_token_class(v.tokens);
+  const int64_t tiles = ceil_div(ceil_div(p.k, 64), plan.splits) * v.row_groups;
+  // Blocks of a cluster lie in one group of multiprocessors: some are left over.
+  const int64_t places = plan.splits <= 2 ? device.multiprocessors : device.multiprocessors * 7 / 8;
+  const int64_t rounds = ceil_div(int64_t{plan.grid_x} * plan.grid_y, places);
+  return rounds * (tiles * kMidTileCycles[tokens] *
+                       (v.row_groups == 1 ? kMidNarrowTenths[tokens] : 10) / 10 +
+                   kMidLaunchCycles + (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
+}
+
+/// The instance and the split of K with the least estimated time.
+Matmul4bitCudaPlan best_mid(const Matmul4bitParams& p, const DeviceProperties& device) {
+  Matmul4bitCudaPlan best;
+  for (const int r64 : {0, 4}) {
+    for (int splits = 1; splits <= kMidSplitsTried; splits *= 2) {
+      const Matmul4bitCudaPlan plan = plan_mid(p, device, mid_token_class(p.m) + r64, splits);
+      if (plan.grid_x > 0 &&
+          (best.grid_x == 0 || mid_cycles(plan, p, device) < mid_cycles(best, p, device))) {
+        best = plan;
+      }
+    }
+  }
+  return best;
 }
 
 }  // namespace
@@ -63,7 +112,7 @@ Matmul4bitCudaPlan plan_small(const Matmul4bitParams& p, const DeviceProperties&
   Matmul4bitCudaPlan plan;
   plan.kernel = v.name;
   plan.id = kSmall + variant;
-  plan.fused = p.m <= kSmallFused;
+  plan.fused = p.m <= (little(p) ? kSmallFusedLittle : kSmallFused);
   plan.threads = v.warps * 32;
   const int64_t tiles = ceil_div(p.n, kSmallRows);
   const int64_t wave = std::min<int64_t>(device.multiprocessors, tiles);
@@ -80,22 +129,54 @@ Matmul4bitCudaPlan plan_small(const Matmul4bitParams& p, const DeviceProperties&
   if (v.blocks > 1 && fits(wave, (limit + 1024) / v.blocks - 1024)) return plan;
   // One wave, or as many as the scales and sums of a block's rows need room.
   for (int64_t grid = wave; !fits(grid, limit) && grid < tiles;) {
-    grid = std::min<int64_t>(grid * 2, tiles);
+    grid = std::min<int64_t>(grid + wave, tiles);
   }
+  return plan;
+}
+
+bool mid_applies(const Matmul4bitParams& p) noexcept {
+  return small_applies(p) && p.blocksize >= 64 && p.m < (1 << 20);
+}
+
+Matmul4bitCudaPlan plan_mid(const Matmul4bitParams& p, const DeviceProperties& device, int variant,
+                            int splits) noexcept {
+  const MidVariant& v = kMidVariants[variant];
+  Matmul4bitCudaPlan plan;
+  plan.kernel = v.name;
+  plan.id = kMid + variant;
+  plan.fused = p.m <= kMidFused;
+  plan.threads = mid_threads(v);
+  plan.splits = splits;
+  plan.grid_y = static_cast<int32_t>(ceil_div(p.m, v.tokens));
+  plan.shared_bytes = mid_layout(v).bytes;
+  const bool fits = plan.shared_bytes <= device.shared_bytes_per_block &&
+                    ceil_div(p.k, kMidColumns * mid_unit(v)) >= splits;
+  if (fits) plan.grid_x = static_cast<int32_t>(ceil_div(p.n, 64 * v.row_groups) * splits);
   return plan;
 }
 
 Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
                                     const DeviceProperties& device) noexcept {
   if (p.m <= 0 || p.n <= 0) return {};
+  // wgmma is a matter of sm_90a alone.
+  if (device.compute_capability == 90 && p.k > 0 && p.m >= kMidFrom && mid_applies(p)) {
+    const Matmul4bitCudaPlan plan = best_mid(p, device);
+    if (plan.grid_x > 0) return plan;
+  }
   if (p.k > 0 && device.compute_capability >= 80 && p.m <= 4096 && small_applies(p)) {
     int order[4];
-    preferred_variants(p, order);
+    preferred_variants(p, device, order);
+    // The first one that fits in two waves of blocks, else the one with the fewest.
+    Matmul4bitCudaPlan best;
     for (const int variant : order) {
       if (variant < 0) break;
       const Matmul4bitCudaPlan plan = plan_small(p, device, variant);
-      if (plan.grid_x > 0) return plan;
+      const auto passes = [&](const Matmul4bitCudaPlan& q) {
+        return std::max<int64_t>(2, ceil_div(q.grid_x, device.multiprocessors));
+      };
+      if (plan.grid_x > 0 && (best.grid_x == 0 || passes(plan) < passes(best))) best = plan;
     }
+    if (best.grid_x > 0) return best;
   }
   return plan_general(p);
 }

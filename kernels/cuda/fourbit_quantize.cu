@@ -26,10 +26,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBuckets = 32;
 constexpr int kCopies = 16;
-/// The table is filled once a CTA: as many as fit at once, each walking over tiles. More would wait
-/// for the first ones to end.
-template <typename T>
-constexpr int kCtasPerMultiprocessor = sizeof(T) == 4 ? 4 : 5;
+constexpr int kCtasPerMultiprocessor = 8;  // the table is filled once a CTA: few, long-lived CTAs
 
 template <QuantType kType>
 constexpr bool kSigned = kType == QuantType::kNF4;
@@ -138,14 +135,13 @@ __device__ __forceinline__ uint32_t encode8(const Pack8<T>& x, float reciprocal,
 }
 
 /// kLanes lanes share a quantization block; each holds kVectors times eight elements. With one
-/// vector a lane of 16-bit input works on two blocks at once. A tile is what a CTA does in a turn;
-/// the next one is on its way while the codes of this one are made. kWhole: all tiles are inside
-/// the input, and nothing is checked.
+/// vector a lane works on kRepeat blocks at once, to have several loads in flight. A tile is what a
+/// CTA does in a turn. kWhole: all tiles are inside the input, and nothing is checked.
 template <typename T, int kLanes, int kVectors>
-constexpr int kRepeat = kVectors == 1 && sizeof(T) == 2 ? 2 : 1;
+constexpr int kRepeat = kVectors >= 4 ? 1 : (sizeof(T) == 4 ? 2 : 4) / kVectors;
 
 template <typename T, QuantType kType, int kLanes, int kVectors, bool kWhole>
-__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor<T>)
+__global__ void __launch_bounds__(kThreads)
     quantize_kernel(const T* __restrict__ input, int64_t numel, uint8_t* __restrict__ packed,
                     float* __restrict__ absmax, int64_t first_tile, int64_t end_tile,
                     const __grid_constant__ BucketTable buckets) {
@@ -154,54 +150,36 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor<T>)
   constexpr int kGroups = kThreads / kLanes;
   __shared__ SharedBuckets table;
   table.fill(buckets);
-  __shared__ float partial[2][kTurns][kThreads / 32];
+  __shared__ float partial[kTurns][kThreads / 32];
 
   const int lane = threadIdx.x % kLanes;
   const uint32_t lane_in_row = lane_offset();
-  const auto first_of = [&](int64_t tile) {
-    return tile * (kGroups * kTurns) + threadIdx.x / kLanes;
-  };
-  Pack8<T> ahead[kTurns][kVectors];
-  const auto load = [&](int64_t tile) {
-    const int64_t start = first_of(tile) * kBlocksize + lane * 8;
+  for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
+    const int64_t first = tile * (kGroups * kTurns) + threadIdx.x / kLanes;
+    const int64_t start = first * kBlocksize + lane * 8;
+    Pack8<T> x[kTurns][kVectors];
 #pragma unroll
     for (int r = 0; r < kTurns; ++r) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const int64_t i = start + r * kGroups * kBlocksize + v * kLanes * 8;
-        ahead[r][v] =
-            kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
+        x[r][v] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
       }
     }
-  };
-  int64_t tile = first_tile + blockIdx.x;
-  if (tile < end_tile) load(tile);
-  for (int turn = 0; tile < end_tile; tile += gridDim.x, turn ^= 1) {
-    Pack8<T> x[kTurns][kVectors];
-#pragma unroll
-    for (int r = 0; r < kTurns; ++r) {
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) x[r][v] = ahead[r][v];
-    }
-    if (tile + gridDim.x < end_tile) load(tile + gridDim.x);
-    const int64_t first = first_of(tile);
-    const int64_t start = first * kBlocksize + lane * 8;
     float largest[kTurns];
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
     if constexpr (kLanes > 32) {
-      // Two buffers: at the barrier every reader of the turn before the last is done.
+      __syncthreads();  // the last turn's readers are done
 #pragma unroll
       for (int r = 0; r < kTurns; ++r) {
-        if (threadIdx.x % 32 == 0) partial[turn][r][threadIdx.x / 32] = largest[r];
+        if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
       }
       __syncthreads();
       const int warp = threadIdx.x / kLanes * (kLanes / 32);
 #pragma unroll
       for (int r = 0; r < kTurns; ++r) {
 #pragma unroll
-        for (int w = 0; w < kLanes / 32; ++w) {
-          largest[r] = fmaxf(largest[r], partial[turn][r][warp + w]);
-        }
+        for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
       }
     }
 #pragma unroll
@@ -264,7 +242,7 @@ Status quantize(const Quantize4bitParams& p, Stream stream) noexcept {
     constexpr int64_t kTile =
         int64_t{8} * kThreads * kVectors * kRepeat<T, kLanes, kVectors>;  // elements
     const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
-    const int64_t most = multiprocessors() * kCtasPerMultiprocessor<T>;
+    const int64_t most = multiprocessors() * kCtasPerMultiprocessor;
     const Status status =
         launch(quantize_kernel<T, kType, kLanes, kVectors, true>, whole < most ? whole : most,
                kThreads, stream, input, p.numel, p.packed, p.absmax, int64_t{0}, whole, kTable);

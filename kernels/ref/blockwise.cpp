@@ -4,23 +4,12 @@
 #include <algorithm>
 
 #include "ref/absmax.h"
+#include "ref/nearest_code.h"
 #include "scalar.h"
 #include "validate.h"
 
 namespace lowbit::kernels::ref {
 namespace {
-
-/// Index of the nearest entry of an ascending map; an exact tie goes to the even index. NaN gives
-/// 0.
-int encode(const float* code, float y) {
-  if (std::isnan(y)) return 0;
-  const auto below = [](float entry, float value) { return flush(entry) < value; };
-  const auto upper = static_cast<int>(std::lower_bound(code, code + 255, y, below) - code);
-  if (upper == 0) return 0;
-  const float mid = flush(flush(code[upper - 1]) + flush(code[upper])) * 0.5f;
-  const bool up = upper % 2 == 0 ? !(y < flush(mid)) : y > flush(mid);
-  return up ? upper : upper - 1;
-}
 
 template <typename T>
 void quantize_block(const QuantizeBlockwiseParams& p, int64_t block) {
@@ -31,7 +20,8 @@ void quantize_block(const QuantizeBlockwiseParams& p, int64_t block) {
   const float scale = reciprocal(absmax);
   p.absmax[block] = absmax;
   for (int64_t i = first; i < first + count; ++i) {
-    p.codes[i] = static_cast<uint8_t>(encode(p.code, multiply_flushed(to_float(input[i]), scale)));
+    p.codes[i] =
+        static_cast<uint8_t>(nearest_code(p.code, multiply_flushed(to_float(input[i]), scale)));
   }
 }
 

@@ -43,16 +43,22 @@ struct TokenStream::State {
   GenerationStats stats = {};
 
   KVCache& kv() { return cache != nullptr ? *cache : own; }
+  int64_t choose(const std::vector<int64_t>& fresh);
   std::optional<int64_t> next();
 };
+
+int64_t TokenStream::State::choose(const std::vector<int64_t>& fresh) {
+  if (sampler.is_plain()) return model.next_token(fresh, kv());
+  const at::Tensor logits = model.next_logits(fresh, kv());
+  return sampler.next({logits.mutable_data_ptr<float>(), static_cast<size_t>(logits.numel())},
+                      history);
+}
 
 std::optional<int64_t> TokenStream::State::next() {
   if (done) return std::nullopt;
   const auto start = Clock::now();
   const std::vector<int64_t> fresh(history.begin() + kv().length(), history.end());
-  const at::Tensor logits = model.next_logits(fresh, kv());
-  const int64_t id = sampler.next(
-      {logits.mutable_data_ptr<float>(), static_cast<size_t>(logits.numel())}, history);
+  const int64_t id = choose(fresh);
   history.push_back(id);
   (stats.new_tokens == 0 ? stats.prefill_seconds : stats.decode_seconds) += seconds_since(start);
   ++stats.new_tokens;

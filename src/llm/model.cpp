@@ -9,10 +9,13 @@
 #include <mutex>
 
 #include "llm/cpu_decoder.h"
+#include "llm/cuda_decoder.h"
 #include "llm/parameter.h"
+#include "llm/sampling.h"
 #include "llm/weight.h"
 #include "lowbit/quantized_tensor.h"
 #include "ops/check.h"
+#include "ops/device.h"
 
 namespace lowbit::llm {
 
@@ -21,8 +24,9 @@ struct CausalLM::State {
   std::string source;
   bool exact = false;
   io::GenerationConfigJson generation;
-  std::mutex mutex;  ///< of `decoder`
+  std::mutex mutex;  ///< of the decoders
   std::shared_ptr<const CpuDecoder> decoder;
+  std::shared_ptr<CudaDecoder> cuda_decoder;
 
   bool fast() const {
     const auto is_16_bit = [](const std::string& name) {
@@ -42,6 +46,18 @@ struct CausalLM::State {
     }
     return decoder;
   }
+
+  /// The same on a GPU; null where its kernels do not fit.
+  std::shared_ptr<CudaDecoder> fused_on_gpu() {
+    if constexpr (ops::kHasCuda) {
+      const std::lock_guard lock(mutex);
+      if (cuda_decoder == nullptr || !cuda_decoder->is_current(*module)) {
+        cuda_decoder.reset();
+        if (CudaDecoder::supports(*module)) cuda_decoder = std::make_shared<CudaDecoder>(*module);
+      }
+    }
+    return cuda_decoder;
+  }
 };
 
 namespace {
@@ -53,11 +69,15 @@ bool wants_gradients(LlamaForCausalLMImpl& module) {
                      [](const at::Tensor& p) { return p.requires_grad(); });
 }
 
+/// ids: on the CPU.
 void check_ids(const at::Tensor& ids, int64_t vocab) {
   constexpr const char* kOp = "forward";
   LOWBIT_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong && ids.numel() > 0, kOp, "ids",
                "[batch, tokens] int64, not empty", c10::str(ids.scalar_type(), " ", ids.sizes()));
-  const int64_t low = ids.min().item<int64_t>(), high = ids.max().item<int64_t>();
+  const at::Tensor dense = ids.contiguous();
+  const int64_t* data = dense.const_data_ptr<int64_t>();
+  const auto [least, most] = std::minmax_element(data, data + dense.numel());
+  const int64_t low = *least, high = *most;
   LOWBIT_CHECK(low >= 0 && high < vocab, kOp, "ids", c10::str("in [0, ", vocab, ")"),
                low < 0 ? low : high, "Is this the model's own tokenizer?");
 }
@@ -113,23 +133,31 @@ KVCache CausalLM::new_cache(int64_t batch, int64_t context) const {
       dtype(), device());
 }
 
-at::Tensor CausalLM::run(const at::Tensor& ids, KVCache& cache, bool last) const {
+at::Tensor CausalLM::run(const at::Tensor& given, KVCache& cache, bool last) const {
+  const at::Tensor ids = given.to(at::kCPU);
   check_ids(ids, config().vocab_size);
   LOWBIT_CHECK(ids.size(0) == cache.batch(), "forward", "ids",
                c10::str("of the cache's batch, ", cache.batch()), ids.size(0));
   const at::NoGradGuard no_grad;
-  if (!device().is_cpu()) return module()->forward(ids, &cache, /*logits_to_keep=*/last ? 1 : 0);
-  const auto decoder = state().fused();
   cache.reserve(cache.length() + ids.size(1));
-  at::Tensor logits =
-      decoder->forward(ids, cache, last ? CpuDecoder::Logits::kLast : CpuDecoder::Logits::kAll);
+  at::Tensor logits;
+  if (device().is_cpu()) {
+    logits = state().fused()->forward(ids, cache,
+                                      last ? CpuDecoder::Logits::kLast : CpuDecoder::Logits::kAll);
+  } else {
+    const auto decoder = state().fused_on_gpu();
+    if constexpr (ops::kHasCuda) {
+      if (decoder != nullptr && decoder->fits(cache)) logits = decoder->forward(ids, cache, last);
+    }
+    if (!logits.defined()) return module()->forward(ids, &cache, /*logits_to_keep=*/last ? 1 : 0);
+  }
   cache.append(first_sequence(ids));
   return logits;
 }
 
 at::Tensor CausalLM::forward(const at::Tensor& ids, KVCache* cache) const {
   if (wants_gradients(*state().module)) {
-    check_ids(ids, config().vocab_size);
+    check_ids(ids.to(at::kCPU), config().vocab_size);
     return state().module->forward(ids, cache);
   }
   KVCache own;
@@ -143,7 +171,7 @@ at::Tensor CausalLM::logits(const std::vector<int64_t>& ids, KVCache* cache) con
   return on_host(run(as_tensor(ids), cache != nullptr ? *cache : own, /*last=*/false)[0]);
 }
 
-at::Tensor CausalLM::next_logits(const std::vector<int64_t>& ids, KVCache& cache) const {
+at::Tensor CausalLM::run_prompt(const std::vector<int64_t>& ids, KVCache& cache) const {
   // A long prompt goes through in parts: its activations stay in the cache of the processor, and
   // small. A GPU wants larger ones.
   const int64_t part_size = device().is_cpu() ? 512 : 4096;
@@ -155,7 +183,25 @@ at::Tensor CausalLM::next_logits(const std::vector<int64_t>& ids, KVCache& cache
                                     ids.begin() + std::min(first + part_size, count));
     logits = run(as_tensor(part), cache, /*last=*/true);
   }
-  return on_host(logits.view({-1}));
+  return logits.view({1, -1});
+}
+
+at::Tensor CausalLM::next_logits(const std::vector<int64_t>& ids, KVCache& cache) const {
+  return on_host(run_prompt(ids, cache).view({-1}));
+}
+
+int64_t CausalLM::next_token(const std::vector<int64_t>& ids, KVCache& cache) const {
+  const at::Tensor logits = run_prompt(ids, cache);
+  int64_t id = -1;
+  if constexpr (ops::kHasCuda) {
+    if (logits.is_cuda()) id = CudaDecoder::argmax(logits).item<int64_t>();
+  }
+  if (!logits.is_cuda()) {
+    const at::Tensor row = on_host(logits);
+    id = most_likely({row.const_data_ptr<float>(), static_cast<size_t>(row.numel())});
+  }
+  LOWBIT_CHECK(id >= 0, "generate", "logits", "numbers", "NaN only");
+  return id;
 }
 
 void CausalLM::dequantize_(std::optional<at::ScalarType> dtype) {

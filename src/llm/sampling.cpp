@@ -101,15 +101,20 @@ std::vector<Candidate> filter(std::span<const float> logits, const SamplingOptio
   return kept;
 }
 
+int64_t most_likely(std::span<const float> logits) {
+  size_t best = logits.size();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (!std::isnan(logits[i]) && (best == logits.size() || logits[i] > logits[best])) best = i;
+  }
+  return best < logits.size() ? static_cast<int64_t>(best) : -1;
+}
+
 int64_t Sampler::next(std::span<float> logits, std::span<const int64_t> history) {
   penalize_repetition(logits, history, options_.repetition_penalty);
   if (!options_.do_sample) {
-    size_t best = logits.size();
-    for (size_t i = 0; i < logits.size(); ++i) {
-      if (!std::isnan(logits[i]) && (best == logits.size() || logits[i] > logits[best])) best = i;
-    }
-    LOWBIT_CHECK(best < logits.size(), "generate", "logits", "numbers", "NaN only");
-    return static_cast<int64_t>(best);
+    const int64_t best = most_likely(logits);
+    LOWBIT_CHECK(best >= 0, "generate", "logits", "numbers", "NaN only");
+    return best;
   }
   const std::vector<Candidate> candidates = filter(logits, options_);
   LOWBIT_CHECK(!candidates.empty(), "generate", "logits", "numbers", "NaN only");

@@ -41,12 +41,17 @@ void penalize_repetition(std::span<float> logits, std::span<const int64_t> histo
 /// top_p), then min-p (at least min_p times the most likely).
 std::vector<Candidate> filter(std::span<const float> logits, const SamplingOptions& options);
 
+/// The first of the largest logits, NaN passed over; -1 when there is nothing else.
+int64_t most_likely(std::span<const float> logits);
+
 class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options) : options_(options), random_(options.seed) {}
   /// The next token. `history`: the prompt and what was generated. Throws c10::Error when no logit
   /// is a number.
   int64_t next(std::span<float> logits, std::span<const int64_t> history);
+  /// Whether next() is most_likely() of the logits as they are.
+  bool is_plain() const { return !options_.do_sample && options_.repetition_penalty == 1.0; }
 
  private:
   SamplingOptions options_;

@@ -250,5 +250,8 @@ void register_all(torch::Library& m) {
 }  // namespace
 }  // namespace lowbit::tensor
 
-TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) { lowbit::tensor::register_all(m); }
+TORCH_LIBRARY_IMPL(aten, PrivateUse3, m) {
+  lowbit::tensor::register_all(m);
+  lowbit::tensor::register_structured_fallbacks(m);
+}
 TORCH_LIBRARY_IMPL(aten, AutogradPrivateUse3, m) { lowbit::tensor::register_all(m); }

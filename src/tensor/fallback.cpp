@@ -82,6 +82,24 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }
 
 }  // namespace
+
+/// Structured operators bring a composite kernel for backends that they do not know. It comes
+/// before a fallback, and asks for the memory of its arguments, which a quantized tensor may not
+/// have.
+void register_structured_fallbacks(torch::Library& m) {
+  constexpr auto kComposite = c10::DispatchKey::CompositeExplicitAutogradNonFunctional;
+  c10::Dispatcher& dispatcher = c10::Dispatcher::singleton();
+  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
+    if (name.name.rfind("aten::", 0) != 0) continue;
+    const auto op = dispatcher.findOp(name);
+    if (!op || !op->hasKernelForDispatchKey(kComposite) ||
+        op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse3)) {
+      continue;
+    }
+    m.impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&fallback>());
+  }
+}
+
 }  // namespace tensor
 }  // namespace lowbit
 

@@ -9,6 +9,10 @@
 
 #include "tensor/payload.h"
 
+namespace torch {
+class Library;
+}
+
 namespace lowbit::tensor {
 
 /// A tensor of the payload's shape (last two dimensions swapped when `transposed`), of `dtype`:
@@ -37,5 +41,8 @@ at::Tensor dense(const View& view, at::ScalarType dtype);
 
 /// Counts an operator that got a dense copy.
 void note_fallback(const std::string& op);
+/// The fallback as a kernel of its own for every operator whose composite kernel would go before
+/// it.
+void register_structured_fallbacks(torch::Library& m);
 
 }  // namespace lowbit::tensor

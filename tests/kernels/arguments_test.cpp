@@ -4,6 +4,7 @@
 #include "lowbit/kernels/fourbit.h"
 #include "lowbit/kernels/int8.h"
 #include "lowbit/kernels/maps.h"
+#include "lowbit/kernels/optimizer.h"
 
 namespace lowbit::kernels {
 namespace {
@@ -147,6 +148,49 @@ TEST_P(Arguments, Int8Dequantize) {
                    {[](E& p) { p.count = -1; }, [](E& p) { p.dim = -1; },
                     [](E& p) { p.ids = nullptr; }, [](E& p) { p.q = nullptr; },
                     [](E& p) { p.stats = nullptr; }, [](E& p) { p.output = nullptr; }});
+}
+
+TEST_P(Arguments, OptimizerStep) {
+  float p[5000] = {}, g[5000] = {}, state1[5000] = {}, state2[5000] = {}, absmax[20] = {};
+  float workspace[8] = {};
+  const OptimizerHyper hyper{.lr = 0.1f, .max_unorm = 1.0f};
+  const OptimizerTensor good{p, g, state1, state2, absmax, absmax, nullptr, 5000, 0};
+  using P = OptimizerParams;
+  const P params{
+      OptimizerKind::kAdam, true,     DType::kFloat32, &good, 1, &hyper, 1, dynamic_map(true),
+      dynamic_map(false),   workspace};
+  ASSERT_LE(optimizer_workspace_bytes(params), int64_t{sizeof workspace});
+  static OptimizerTensor tensor;
+  static OptimizerHyper bad_hyper;
+  tensor = good;
+  using Entry = Status (*)(const P&, int64_t, int64_t) noexcept;
+  const std::pair<Entry, Entry> entries[] = {{ref::optimizer_step, cpu::optimizer_step},
+                                             {ref::optimizer_norms, cpu::optimizer_norms}};
+  for (const auto& [ref_entry, cpu_entry] : entries) {
+    check_entries<P>(params, 2, ref_entry, cpu_entry,
+                     {[](P& p) { p.ntensors = -1; }, [](P& p) { p.tensors = nullptr; },
+                      [](P& p) { p.hypers = nullptr; }, [](P& p) { p.nhypers = 0; },
+                      [](P& p) { p.map1 = nullptr; }, [](P& p) { p.map2 = nullptr; },
+                      [](P& p) { p.workspace = nullptr; },
+                      [](P& p) { bad_hyper = {.step = 0}, p.hypers = &bad_hyper; }});
+    using T = OptimizerTensor;
+    for (void (*spoil)(T&) :
+         {+[](T& t) { t.numel = -1; }, +[](T& t) { t.hyper = 1; }, +[](T& t) { t.p = nullptr; },
+          +[](T& t) { t.g = nullptr; }, +[](T& t) { t.state1 = nullptr; },
+          +[](T& t) { t.state2 = nullptr; }, +[](T& t) { t.absmax1 = nullptr; },
+          +[](T& t) { t.absmax2 = nullptr; }}) {
+      tensor = good;
+      spoil(tensor);
+      P bad = params;
+      bad.tensors = &tensor;
+      refused(ref_entry(bad, 0, 1));
+      refused(cpu_entry(bad, 0, 1));
+    }
+  }
+  P unlimited = params;
+  unlimited.kind = OptimizerKind::kLion;
+  EXPECT_EQ(cpu::optimizer_step(unlimited, 0, 2).code, StatusCode::kUnsupported);
+  EXPECT_TRUE(cpu::optimizer_step({}, 0, 0).ok());
 }
 
 TEST_P(Arguments, NothingIsWrittenWhenRefused) {

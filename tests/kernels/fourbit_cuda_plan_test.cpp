@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cuda/fourbit_matmul.h"
+#include "cuda/fourbit_mid.h"
 
 namespace lowbit::kernels::cuda {
 namespace {
@@ -38,10 +39,13 @@ TEST(CudaMatmulPlan, StreamsTheWeightOnceForFewTokens) {
         EXPECT_GE(plan.id, kSmall);
         EXPECT_TRUE(plan.fused);
         EXPECT_LE(plan.shared_bytes, device.shared_bytes_per_block);
-        EXPECT_GE(plan.grid_x, std::min<int64_t>(device.multiprocessors, n / 16));
+        // Clusters leave some multiprocessors over, and so do rows in tiles of 128.
+        const int64_t blocks = plan.id >= kMid ? std::min<int64_t>(n / 32, 112) : n / 16;
+        EXPECT_GE(plan.grid_x, std::min<int64_t>(device.multiprocessors, blocks));
         EXPECT_EQ(plan.workspace_bytes, 0);
         if (device.compute_capability == 90) {
           EXPECT_EQ(plan.grid_y, 1);
+          EXPECT_EQ(plan.id >= kMid, m > 8);
         }
       }
     }
@@ -86,6 +90,23 @@ TEST(CudaMatmulPlan, ManyTokensAreNotFused) {
   EXPECT_FALSE(plan_matmul_4bit(problem(2048, 4096, 4096), kHopper).fused);
   EXPECT_FALSE(plan_matmul_4bit_backward_input(problem(2048, 4096, 4096), kHopper).fused);
   EXPECT_TRUE(plan_matmul_4bit_backward_input(problem(1, 4096, 4096), kHopper).fused);
+}
+
+TEST(CudaMatmulPlan, MoreTokensUseTheTensorCoresOfHopper) {
+  for (int64_t m = 9; m <= 384; ++m) {
+    const Matmul4bitCudaPlan plan = plan_matmul_4bit(problem(m, 4096, 4096), kHopper);
+    EXPECT_GE(plan.id, kMid) << m;
+    EXPECT_TRUE(plan.fused) << m;
+    EXPECT_EQ(plan.grid_y, ceil_div(m, kMidVariants[plan.id - kMid].tokens)) << m;
+    EXPECT_EQ(plan.grid_x % plan.splits, 0) << m;
+    EXPECT_LE(plan.shared_bytes, kHopper.shared_bytes_per_block) << m;
+    EXPECT_LT(plan_matmul_4bit(problem(m, 4096, 4096), kAda).id, kMid) << m;
+  }
+  Matmul4bitParams p = problem(64, 4096, 4096);
+  p.blocksize = 32;
+  EXPECT_LT(plan_matmul_4bit(p, kHopper).id, kMid);
+  // A short K has no stages to share.
+  EXPECT_EQ(1, plan_matmul_4bit(problem(64, 128, 64), kHopper).splits);
 }
 
 TEST(CudaMatmulPlan, EmptyProblemsHaveNoBlocks) {

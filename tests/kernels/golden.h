@@ -5,7 +5,9 @@
 
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lowbit/io/safetensors.h"
@@ -102,6 +104,16 @@ inline std::vector<std::string> split(const std::string& text) {
     }
   }
   return parts;
+}
+
+/// "a.b.c". (g++ 12 warns, wrongly, about sums of strings that begin with a literal.)
+inline std::string joined(std::initializer_list<std::string_view> parts) {
+  std::string text;
+  for (std::string_view part : parts) {
+    if (!text.empty()) text += '.';
+    text += part;
+  }
+  return text;
 }
 
 inline DType dtype_named(const std::string& name) {

@@ -60,10 +60,12 @@ TEST(FourbitGolden, NestedStatistics) {
   // from the file.
   EXPECT_NEAR(state.offset.item<double>(), golden["dq.cuda.offset"].item<double>(), 1e-7);
   const QuantState recorded = QuantState::from_tensors([&] {
-    auto entries = golden.with_prefix("dq.cuda.");
-    for (const char* extra : {"packed", "offset", "absmax_deq", "deq"}) entries.erase(extra);
-    return entries;
-  }());
+                                auto entries = golden.with_prefix("dq.cuda.");
+                                for (const char* extra : {"packed", "offset", "absmax_deq", "deq"})
+                                  entries.erase(extra);
+                                return entries;
+                              }())
+                                  .to(test::device());
   EXPECT_TRUE(same_bytes(dequantize_absmax(recorded), golden["dq.cuda.absmax_deq"]));
   EXPECT_TRUE(same_bytes(dequantize_4bit(golden["dq.cuda.packed"], recorded).flatten(),
                          golden["dq.cuda.deq"]));
@@ -98,7 +100,8 @@ TEST(Fourbit, WorkedExamples) {
     return std::get<0>(quantize_4bit(x, {.quant_type = type}));
   };
   const std::vector<int> ramp = {0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef};
-  EXPECT_TRUE(at::equal(quantize(get_4bit_type("nf4") * 2, QuantType::kNF4), bytes(ramp)));
+  EXPECT_TRUE(at::equal(quantize(get_4bit_type("nf4").to(test::device()) * 2, QuantType::kNF4),
+                        bytes(ramp)));
   const at::Tensor fp4 = test::tensor({0.f, .0625f, 8.f, 12.f, 4.f, 6.f, 2.f, 3.f, -0.f, -.0625f,
                                        -8.f, -12.f, -4.f, -6.f, -2.f, -3.f});
   EXPECT_TRUE(at::equal(quantize(fp4, QuantType::kFP4),

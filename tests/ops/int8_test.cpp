@@ -101,9 +101,9 @@ TEST(Int8Golden, MatmulsOfTheReference) {
         EXPECT_TRUE(is_near(matmul_8bit(x, CB, SCB, bias, threshold), recorded, test::kInt8Golden))
             << name << key;
         const auto columns = threshold > 0 ? std::optional(golden["cuda.oc.6.0"]) : std::nullopt;
-        // The recorded codes are float16's; those of rounded activations are other ones.
-        if (dtype == at::kBFloat16) continue;
-        const auto [mixed, sub_a] = int8_mixed_scaled_mm(x, q, CB, s, SCB, columns, bias);
+        // The recorded codes are those of the float16 activations.
+        const auto [codes, stats, own] = int8_vectorwise_quant(x, threshold);
+        const auto [mixed, sub_a] = int8_mixed_scaled_mm(x, codes, CB, stats, SCB, columns, bias);
         EXPECT_TRUE(is_near(mixed, recorded, test::kInt8Golden)) << name << key;
         ASSERT_TRUE(sub_a.has_value());
         if (columns.has_value()) {

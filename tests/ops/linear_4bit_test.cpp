@@ -56,7 +56,7 @@ TEST(Linear4bitGolden, OutputsAndGradientsOfTheReferenceLayer) {
       for (const auto& [name, dtype] : kDtypes) {
         const std::string key = c10::str("l4.", type, ".", nested, ".", name, ".");
         auto entries = golden.with_prefix(key + "sd.weight.");
-        const QuantState state = QuantState::from_tensors(entries);
+        const QuantState state = QuantState::from_tensors(entries).to(test::device());
         const at::Tensor packed = golden[key + "sd.weight"];
         const at::Tensor bias = golden[key + "sd.bias"];
         for (const int m : {1, 2, 5, 16, 64}) {
@@ -90,8 +90,12 @@ TEST_F(Linear4bitTest, AgreesWithFloat64ForAnySize) {
         for (const auto& [name, dtype] : kDtypes) {
           const at::Tensor x = normal({m, k}, dtype);
           const at::Tensor bias = normal({n}, dtype);
-          EXPECT_TRUE(is_near(matmul_4bit(x, p.packed, p.state, bias), linear_f64(x, p.truth, bias),
-                              kMatmul))
+          // One output alone is not an average: its terms may cancel, and its rounding be the
+          // worst.
+          const double few = m * n < 16 ? 4.0 : 1.0;
+          EXPECT_TRUE(
+              is_near(matmul_4bit(x, p.packed, p.state, bias), linear_f64(x, p.truth, bias),
+                      {few * kMatmul.float32, few * kMatmul.bfloat16, few * kMatmul.float16}))
               << name << " " << m << "x" << n << "x" << k << (nested ? " nested" : "");
         }
       }

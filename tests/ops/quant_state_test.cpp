@@ -84,12 +84,9 @@ TEST(QuantStateGolden, OurQuantizationWritesTheRecordedFile) {
       const std::string prefix = c10::str("l4.", type, ".0.", name, ".sd.weight");
       const auto [packed, state] =
           quantize_4bit(golden["w"].to(dtype), {.quant_type = parse_quant_type(type)});
-      // 16-bit values lie on ties of FP4, which CUDA's approximate reciprocal decides otherwise.
-      if (std::string(type) == "nf4" || dtype == at::kFloat) {
-        EXPECT_TRUE(same_bytes(packed, golden[prefix])) << prefix;
-      } else {
-        EXPECT_LE(packed.ne(golden[prefix]).sum().item<int64_t>(), packed.numel() / 100) << prefix;
-      }
+      // FP4 codes of 16-bit weights may lie on a tie that CUDA's reciprocal decides.
+      const int64_t ties = std::string(type) == "fp4" && dtype != at::kFloat ? 5 : 0;
+      EXPECT_LE(packed.ne(golden[prefix]).sum().item<int64_t>(), ties) << prefix;
       for (const auto& [key, tensor] : state.as_tensors()) {
         EXPECT_TRUE(same_bytes(tensor, golden[prefix + "." + key])) << prefix << key;
       }

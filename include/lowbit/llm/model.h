@@ -44,13 +44,16 @@ class CausalLM {
 
   /// Logits [batch, tokens, vocab] of ids [batch, tokens] (int64), in dtype(). With a cache, ids
   /// continue the tokens in it, and it grows by them. Records gradients when grad mode is on;
-  /// without, a CPU model takes the fused path. The logits are on the model's device. Throws
+  /// without, the fused path. The logits are on the model's device. Throws
   /// c10::Error for ids outside the vocabulary and past the context.
   at::Tensor forward(const at::Tensor& ids, KVCache* cache = nullptr) const;
   /// Logits [tokens, vocab] in float32 on the CPU, without gradients.
   at::Tensor logits(const std::vector<int64_t>& ids, KVCache* cache = nullptr) const;
   /// Logits [vocab] in float32 on the CPU after the last of `ids`, which continue the cache.
   at::Tensor next_logits(const std::vector<int64_t>& ids, KVCache& cache) const;
+  /// The most likely id after the last of `ids`: only a number leaves a GPU. Of equal logits the
+  /// lowest id; NaN is passed over. Throws c10::Error when no logit is a number.
+  int64_t next_token(const std::vector<int64_t>& ids, KVCache& cache) const;
   /// An empty cache that may grow to `context` tokens (0: the model's).
   KVCache new_cache(int64_t batch = 1, int64_t context = 0) const;
 
@@ -79,6 +82,8 @@ class CausalLM {
   State& state() const;
   /// Logits on the model's device; `last`: of the last token alone.
   at::Tensor run(const at::Tensor& ids, KVCache& cache, bool last) const;
+  /// The same of the last token, [1, vocab], for any number of ids.
+  at::Tensor run_prompt(const std::vector<int64_t>& ids, KVCache& cache) const;
 };
 
 }  // namespace lowbit::llm

@@ -44,6 +44,7 @@ struct LaunchShape {
   int32_t grid_x = 0, grid_y = 1, threads = 0;
   int64_t shared_bytes = 0;
   bool programmatic = false;
+  int32_t cluster = 1;  ///< thread blocks of a cluster, along x (sm_90)
 };
 template <typename... Parameters, typename... Args>
 Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream,
@@ -63,12 +64,18 @@ Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream st
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = native(stream);
-  cudaLaunchAttribute attribute = {};
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
   if (shape.programmatic) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
   return error == cudaSuccess ? ok_status() : failure(error);

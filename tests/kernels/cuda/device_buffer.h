@@ -44,7 +44,7 @@ class DeviceBuffer {
   DeviceBuffer& operator=(const DeviceBuffer&) = delete;
 
   T* data() const { return reinterpret_cast<T*>(static_cast<char*>(base_) + kGuard + offset_); }
-  void fill(int byte) { EXPECT_CUDA_OK(cudaMemset(data(), byte, bytes())); }
+  void fill(int byte) const { EXPECT_CUDA_OK(cudaMemset(data(), byte, bytes())); }
 
   /// Waits for the device; fails when a byte outside the buffer changed.
   std::vector<T> read() const {

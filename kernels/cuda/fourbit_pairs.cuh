@@ -1,0 +1,54 @@
+// The table of pairs that the tensor-core kernels decode with: a byte of codes -> two elements of
+// T.
+#pragma once
+
+#include "codebook.h"
+#include "cuda/common/cast.cuh"
+#include "lowbit/kernels/fourbit.h"
+#include "scalar.h"
+
+namespace lowbit::kernels::cuda {
+
+/// Sixteen elements of 16 bits; read by immediates, since an index costs a cold cache line.
+struct PairTable {
+  uint64_t words[4];
+};
+
+inline PairTable pair_table(const Matmul4bitParams& p) noexcept {
+  const float* values = p.quant_type == QuantType::kNF4 ? codebook::kNf4 : codebook::kFp4;
+  PairTable table = {};
+  for (int i = 0; i < 16; ++i) {
+    const uint64_t bits =
+        p.dtype == DType::kFloat16 ? to_half_bits(values[i]) : to_bfloat_bits(values[i]);
+    table.words[i / 4] |= bits << (16 * (i % 4));
+  }
+  return table;
+}
+
+/// The table of pairs: 256 rows of 32 copies of a word, the element of the high nibble in its low
+/// half.
+template <int kWarps>
+__device__ __forceinline__ void fill_pair_table(uint8_t* shared, const PairTable& t, int warp,
+                                                int lane) {
+  const uint64_t(&table)[4] = t.words;
+  for (int high = warp; high < 16; high += kWarps) {
+    const uint64_t four =
+        high < 8 ? (high < 4 ? table[0] : table[1]) : (high < 12 ? table[2] : table[3]);
+    const uint32_t first = static_cast<uint32_t>(four >> (16 * (high & 3))) & 0xffffu;
+    auto* row = reinterpret_cast<uint32_t*>(shared) + high * 16 * 32 + lane;
+#pragma unroll
+    for (int low = 0; low < 16; ++low) {
+      const uint32_t second = static_cast<uint32_t>(table[low / 4] >> (16 * (low & 3)));
+      row[low * 32] = first | second << 16;
+    }
+  }
+}
+
+__device__ __forceinline__ float bias_at(const void* bias, DType dtype, int i) {
+  if (bias == nullptr) return 0.0f;
+  if (dtype == DType::kFloat32) return static_cast<const float*>(bias)[i];
+  if (dtype == DType::kFloat16) return __half2float(static_cast<const __half*>(bias)[i]);
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(bias)[i]);
+}
+
+}  // namespace lowbit::kernels::cuda
