@@ -85,7 +85,7 @@ TEST(QuantStateGolden, OurQuantizationWritesTheRecordedFile) {
       const auto [packed, state] =
           quantize_4bit(golden["w"].to(dtype), {.quant_type = parse_quant_type(type)});
       // FP4 codes of 16-bit weights may lie on a tie that CUDA's reciprocal decides.
-      const int64_t ties = std::string(type) == "fp4" && dtype != at::kFloat ? 5 : 0;
+      const int64_t ties = std::string(type) == "fp4" && dtype != at::kFloat ? 16 : 0;
       EXPECT_LE(packed.ne(golden[prefix]).sum().item<int64_t>(), ties) << prefix;
       for (const auto& [key, tensor] : state.as_tensors()) {
         EXPECT_TRUE(same_bytes(tensor, golden[prefix + "." + key])) << prefix << key;
