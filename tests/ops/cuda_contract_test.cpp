@@ -228,7 +228,8 @@ TEST_F(CudaOps, StatisticsOfStatisticsStayOnTheDevice) {
   EXPECT_TRUE(state.offset.is_cuda() && state.absmax.is_cuda() && state.state2->code.is_cuda());
   const auto [cpu_packed, cpu_state] = quantize_4bit(w, options);
   EXPECT_LE(packed.cpu().ne(cpu_packed).sum().item<int64_t>(), 2 + cpu_packed.numel() / 2000);
-  EXPECT_LE((state.offset.cpu() - cpu_state.offset).abs().item<double>(), 1e-7);
+  // A mean: its last bits depend on the order of summation.
+  EXPECT_LE((state.offset.cpu() - cpu_state.offset).abs().item<double>(), 1e-6);
   EXPECT_TRUE(is_near(dequantize_absmax(state).cpu(), dequantize_absmax(cpu_state), kTwoDevices));
 }
 

@@ -98,7 +98,8 @@ class DeviceProblem {
     const double tolerance = spec_.dtype == DType::kFloat32    ? 3e-6
                              : spec_.dtype == DType::kBFloat16 ? 3e-3
                                                                : 5e-4;
-    const double error = std::sqrt(error2 / norm2);
+    // A tiny problem may have nothing but zeros for its sums.
+    const double error = std::sqrt(error2 / (norm2 > 0.0 ? norm2 : 1.0));
     if (checked >= 64 && !(error <= tolerance)) {
       return ::testing::AssertionFailure() << "relative error " << error << " above " << tolerance;
     }
