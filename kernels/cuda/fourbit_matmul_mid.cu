@@ -43,7 +43,7 @@ struct MidArgs {
   PairTable table;
 };
 
-enum NamedBarrier { kBegin = 1, kConsumers = 2, kScaleWarps = 3 };
+enum NamedBarrier { kTable = 1, kConsumers = 2, kScaleWarps = 3 };
 
 /// Barriers of a ring: slot s is full at base + 16 s, empty at base + 16 s + 8.
 __device__ __forceinline__ uint32_t full(uint32_t base, int slot) { return base + slot * 16; }
@@ -126,24 +126,29 @@ struct ScaleProducer {
     }
   }
 
+  /// Not cp.async, whose arrival racecheck does not follow; two slots of four stages hide the way.
   __device__ __forceinline__ void copy_plain(int r, int block, int slot) const {
     const int row = row_of(r), blocks = a.k / 64;
     const float* absmax = a.scales.absmax;
+    float4 v[4];
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      const uint32_t to =
-          shared_address(shared + scales_at + slot * slot_bytes + scale_place(id + 64 * r, q));
       const int b = block + 4 * q;
+      v[q] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (row >= a.n || b >= blocks) continue;
       if (a.read != MidArgs::kBytes) {
-        const bool valid = row < a.n && b < blocks;
-        copy_async(to, valid ? absmax + index(row, b) : absmax, valid ? 16 : 0);
+        v[q] = __ldg(reinterpret_cast<const float4*>(absmax + index(row, b)));
       } else {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const bool valid = row < a.n && b + j < blocks;
-          copy_async_word(to + 4 * j, valid ? absmax + index(row, b + j) : absmax, valid);
-        }
+        v[q].x = __ldg(absmax + index(row, b));
+        if (b + 1 < blocks) v[q].y = __ldg(absmax + index(row, b + 1));
+        if (b + 2 < blocks) v[q].z = __ldg(absmax + index(row, b + 2));
+        if (b + 3 < blocks) v[q].w = __ldg(absmax + index(row, b + 3));
       }
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      uint8_t* to = shared + scales_at + slot * slot_bytes + scale_place(id + 64 * r, q);
+      *reinterpret_cast<float4*>(to) = v[q];
     }
   }
 
@@ -163,20 +168,17 @@ struct ScaleProducer {
     for (int c = 0; c < chunks; ++c) {
       const int slot = c & 1, block = first_block + c * 16;
       if (c >= 2) wait_barrier(empty(barriers, slot), (c / 2 - 1) & 1);
+      if (nested) {
 #pragma unroll
-      for (int r = 0; r < kRowGroups; ++r) {
-        if (nested) {
+        for (int r = 0; r < kRowGroups; ++r) {
           decode(raw[r], r, block, slot, offset);
           if (c + 1 < chunks) raw[r] = load(row_of(r), block + 16);
-        } else {
-          copy_plain(r, block, slot);
         }
-      }
-      if (nested) {
-        arrive(full(barriers, slot));
       } else {
-        arrive_after_copies(full(barriers, slot));
+#pragma unroll 1  // registers are few here
+        for (int r = 0; r < kRowGroups; ++r) copy_plain(r, block, slot);
       }
+      arrive(full(barriers, slot));
     }
   }
 };
@@ -208,27 +210,21 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   const int first_stage = (rank * a.units + min(rank, a.rest)) * mid_unit(v);
   allow_next_kernel();
 
+  if (tid / 32 == kGroups * 4) {
+    // Of the rings of scales, weights and inputs, which lie behind each other.
+    for (int s = lane; s < 2 + v.weight_stages + l.input_slots; s += 32) {
+      init_barrier(full(scale_barriers, s), s < 2 ? 64 : 1);
+      init_barrier(empty(scale_barriers, s),
+                   s < 2 + v.weight_stages ? kGroups * 4 : v.row_groups * 4);
+    }
+    publish_barriers();
+  }
+  __syncthreads();
+
   if (group == kGroups) {  // ---- producers
     give_registers<kGroups == 4 ? 32 : 40>();
     const int warp = tid / 32 % 4;
     if (warp == 0) {
-      if (lane == 0) {
-        for (int s = 0; s < 2; ++s) {
-          init_barrier(full(scale_barriers, s), 64);
-          init_barrier(empty(scale_barriers, s), kGroups * 4);
-        }
-        for (int s = 0; s < v.weight_stages; ++s) {
-          init_barrier(full(weight_barriers, s), 1);
-          init_barrier(empty(weight_barriers, s), kGroups * 4);
-        }
-        for (int s = 0; s < l.input_slots; ++s) {
-          init_barrier(full(input_barriers, s), 1);
-          init_barrier(empty(input_barriers, s), v.row_groups * 4);
-        }
-        publish_barriers();
-      }
-      __syncwarp();
-      arrive_group<kBegin>(kConsumerThreads + 128);
       if (lane == 0) {
         const uint64_t policy = evict_first_policy();
         int slot = 0;
@@ -244,7 +240,6 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
         }
       }
     } else if (warp == 1) {
-      sync_group<kBegin>(kConsumerThreads + 128);
       if (lane == 0) {
         wait_for_previous_kernel();
         int slot = 0;
@@ -260,7 +255,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
         }
       }
     } else {
-      sync_group<kBegin>(kConsumerThreads + 128);
+      sync_group<kScaleWarps>(64);  // else the compiler computes too much ahead, and spills
       ScaleProducer<v.row_groups>{a,
                                   shared,
                                   scale_barriers,
@@ -346,7 +341,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
     }
   };
 
-  sync_group<kBegin>(kConsumerThreads + 128);
+  sync_group<kTable>(kConsumerThreads);
   wait_barrier(full(weight_barriers, 0), 0);
   wait_barrier(full(scale_barriers, 0), 0);
   fetch(q, 0, 0, 0);

@@ -24,10 +24,6 @@ __device__ __forceinline__ void arrive_expecting(uint32_t barrier, uint32_t byte
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-/// Arrives when the cp.async copies that this thread issued so far have come.
-__device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
 /// Waits for the end of the current or last phase of this parity.
 __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) {
   asm volatile(
@@ -85,14 +81,11 @@ __device__ __forceinline__ void store_to_peer(uint32_t to, float4 v) {
 }
 
 // ---- warps with roles
-/// Barrier kId (1..15) of `threads` threads; arrive_group does not wait.
+/// Barrier kId (1..15) of `threads` threads, which all come to this one place of the code:
+/// bar.sync is the aligned form.
 template <int kId>
 __device__ __forceinline__ void sync_group(int threads) {
   asm volatile("bar.sync %0, %1;" ::"n"(kId), "r"(threads) : "memory");
-}
-template <int kId>
-__device__ __forceinline__ void arrive_group(int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"n"(kId), "r"(threads) : "memory");
 }
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
