@@ -44,9 +44,10 @@ __device__ __forceinline__ void store4(T* p, const Pack4<T>& pack, int valid, bo
   }
 }
 
-template <typename T, OptimizerKind kKind, bool kSkip>
+/// `counted`: chunks * kOptimizerChunk before the tensor's first one, in the call.
+template <typename T, OptimizerKind kKind, bool kRare>
 __device__ __forceinline__ void step_elements(const DeviceTensor& t, const OptimizerCoefficients& c,
-                                              int64_t i, int valid) {
+                                              int64_t i, int valid, int64_t counted) {
   constexpr bool kSecond = has_second_state(kKind), kSlow = kKind == OptimizerKind::kAdEMAMix;
   const bool aligned = t.aligned != 0;
   T* p = static_cast<T*>(t.p) + i;
@@ -61,8 +62,8 @@ __device__ __forceinline__ void step_elements(const DeviceTensor& t, const Optim
   for (int j = 0; j < kPerLane; ++j) {
     DeviceElement e{to_float(pack_p.values[j]), to_float(pack_g.values[j]), s1.values[j],
                     slow.values[j], s2.values[j]};
-    update_element<kKind, false, kSkip>(c, e);
-    pack_p.values[j] = from_float<T>(e.p);
+    update_element<kKind, false, kRare>(c, e);
+    pack_p.values[j] = rounded<T, kRare>(c, e.p, counted + i + j);
     s1.values[j] = e.state1;
     slow.values[j] = e.slow;
     s2.values[j] = e.state2;
@@ -77,14 +78,15 @@ template <typename T, OptimizerKind kKind>
 __global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ OptimizerLaunch launch) {
   for_chunks_of_block<kKind>(
-      launch, [&](const DeviceTensor& t, const OptimizerCoefficients& c, int64_t first, int) {
+      launch, [&](const DeviceTensor& t, const OptimizerCoefficients& c, int64_t first, int chunk) {
+        const int64_t counted = (launch.chunks_before + chunk) * kOptimizerChunk - first;
         const int64_t last = min(first + kOptimizerChunk, t.numel);
         for (int64_t i = first + threadIdx.x * kPerLane; i < last; i += kThreads * kPerLane) {
           const int valid = static_cast<int>(min(int64_t{kPerLane}, last - i));
-          if (c.skip_zeros) {
-            step_elements<T, kKind, true>(t, c, i, valid);
+          if (c.skip_zeros || c.stochastic_rounding) {
+            step_elements<T, kKind, true>(t, c, i, valid, counted);
           } else {
-            step_elements<T, kKind, false>(t, c, i, valid);
+            step_elements<T, kKind, false>(t, c, i, valid, counted);
           }
         }
       });

@@ -107,9 +107,11 @@ struct Maps {
   std::conditional_t<has_second_state(kKind), StateCode<false>, Nothing> map2;
 };
 
-template <typename T, OptimizerKind kKind, bool kSkip>
+/// `counted`: chunks * kOptimizerChunk before the tensor's first one, in the call.
+template <typename T, OptimizerKind kKind, bool kRare>
 __device__ __forceinline__ void step_block(const Maps<kKind>& maps, const DeviceTensor& t,
-                                           const OptimizerCoefficients& c, int64_t block) {
+                                           const OptimizerCoefficients& c, int64_t block,
+                                           int64_t counted) {
   constexpr bool kSecond = has_second_state(kKind), kSlow = kKind == OptimizerKind::kAdEMAMix;
   constexpr CodeRule kRule = code_rule_of_state1(kKind);
   const int lane = threadIdx.x % 32;
@@ -149,9 +151,9 @@ __device__ __forceinline__ void step_block(const Maps<kKind>& maps, const Device
   for (int j = 0; j < kPerLane; ++j) {
     DeviceElement e{to_float(pack_p.values[j]), to_float(pack_g.values[j]), state1[j],
                     kSlow ? slow[j] : 0.0f, kSecond ? state2[j] : 0.0f};
-    update_element<kKind, true, kSkip>(c, e);
+    update_element<kKind, true, kRare>(c, e);
     if constexpr (kSecond) mark = __fmaf_rn(e.g, 0.0f, mark);
-    pack_p.values[j] = from_float<T>(e.p);
+    pack_p.values[j] = rounded<T, kRare>(c, e.p, counted + i + j);
     state1[j] = e.state1;
     if constexpr (kSlow) slow[j] = e.slow;
     if constexpr (kSecond) state2[j] = e.state2;
@@ -211,14 +213,15 @@ __global__ void __launch_bounds__(kThreads, 3)
   maps.map1.fill(launch.map1);
   if constexpr (kSecond) maps.map2.fill(launch.map2);
   for_chunks_of_block<kKind>(
-      launch, [&](const DeviceTensor& t, const OptimizerCoefficients& c, int64_t first, int) {
+      launch, [&](const DeviceTensor& t, const OptimizerCoefficients& c, int64_t first, int chunk) {
+        const int64_t counted = (launch.chunks_before + chunk) * kOptimizerChunk - first;
         const int64_t begin = first / kBlock + threadIdx.x / 32;
         const int64_t end = min((first + kOptimizerChunk) / kBlock, ceil_div(t.numel, kBlock));
         for (int64_t block = begin; block < end; block += kWarps) {
-          if (c.skip_zeros) {
-            step_block<T, kKind, true>(maps, t, c, block);
+          if (c.skip_zeros || c.stochastic_rounding) {
+            step_block<T, kKind, true>(maps, t, c, block, counted);
           } else {
-            step_block<T, kKind, false>(maps, t, c, block);
+            step_block<T, kKind, false>(maps, t, c, block, counted);
           }
         }
       });

@@ -34,8 +34,9 @@ struct OptimizerLaunch {
 
   const float* map1;
   const float* map2;
-  float* norms;         ///< [chunks of this launch, 2]
-  const float* limits;  ///< [tensors of this launch]
+  float* norms;           ///< [chunks of this launch, 2]
+  const float* limits;    ///< [tensors of this launch]
+  int64_t chunks_before;  ///< of the call, in earlier launches
   int32_t ntensors;
   int32_t nchunks;
   DeviceHyper hypers[kHypers];
@@ -121,6 +122,7 @@ Status for_batches(const OptimizerParams& p, const Step& step) noexcept {
     launch.map2 = p.map2;
     launch.norms = p.workspace != nullptr ? optimizer_norms_of(p) + 2 * chunks_before : nullptr;
     launch.limits = p.workspace != nullptr ? optimizer_limits_of(p) + begin : nullptr;
+    launch.chunks_before = chunks_before;
     launch.ntensors = launch.nchunks = 0;
     int32_t known[OptimizerLaunch::kHypers];
     int nhypers = 0;

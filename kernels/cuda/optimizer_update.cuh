@@ -3,6 +3,9 @@
 // states they would cost more than everything else, and only p sees them.
 #pragma once
 
+#include <type_traits>
+
+#include "cuda/common/cast.cuh"
 #include "optimizer_math.h"
 
 namespace lowbit::kernels::cuda {
@@ -73,22 +76,34 @@ __device__ __forceinline__ void scale_gradient(const OptimizerCoefficients& c, D
   }
 }
 
-/// Returns the direction; p, g and the states in e are updated. kSkip: elements whose gradient is 0
-/// stay as they are, with direction 0.
-template <OptimizerKind kKind, bool kFast, bool kSkip>
+/// Returns the direction; p, g and the states in e are updated. kRare: skip_zeros counts (elements
+/// whose gradient is 0 stay as they are, with direction 0).
+template <OptimizerKind kKind, bool kFast, bool kRare>
 __device__ __forceinline__ float update_element(const OptimizerCoefficients& c, DeviceElement& e) {
   scale_gradient<kKind>(c, e);
   const DeviceElement old = e;
   float direction = update_states<kKind, kFast>(c, e);
   e.p = kKind == OptimizerKind::kLion ? __fmaf_rn(c.step_size, direction, __fmul_rn(e.p, c.decay))
                                       : __fmul_rn(__fmaf_rn(c.step_size, direction, e.p), c.decay);
-  if constexpr (kSkip) {
-    if (e.g == 0.0f) {
+  if constexpr (kRare) {
+    if (c.skip_zeros && e.g == 0.0f) {
       e = old;
       direction = 0.0f;
     }
   }
   return direction;
+}
+
+/// The new p of an element, counted through all chunks of the call.
+template <typename T, bool kRare>
+__device__ __forceinline__ T rounded(const OptimizerCoefficients& c, float p, int64_t element) {
+  if constexpr (kRare && std::is_same_v<T, __nv_bfloat16>) {
+    if (c.stochastic_rounding) {
+      return __ushort_as_bfloat16(
+          round_to_bfloat(__float_as_uint(p), rounding_bits(c.rounding_key, element)));
+    }
+  }
+  return from_float<T>(p);
 }
 
 }  // namespace lowbit::kernels::cuda

@@ -7,7 +7,7 @@
 #include <array>
 #include <utility>
 
-#include "ops/parallel.h"
+#include "ops/device.h"
 #include "ops/rows.h"
 
 namespace lowbit::ops {
@@ -98,6 +98,36 @@ struct Operands {
   }
 };
 
+void step_on_cpu(const char* op, kernels::OptimizerParams& params) {
+  const int64_t chunks = optimizer_chunks(params);
+  const int64_t grain = grain_of(kernels::kOptimizerChunk);
+  const Workspace workspace(optimizer_workspace_bytes(params));
+  params.workspace = workspace.data();
+  if (params.workspace != nullptr) {
+    for_units(op, chunks, grain, [&](int64_t begin, int64_t end) {
+      return kernels::cpu::optimizer_norms(params, begin, end);
+    });
+    check_status(op, kernels::cpu::optimizer_limits(params, 0, params.ntensors));
+  }
+  for_units(op, chunks, grain, [&](int64_t begin, int64_t end) {
+    return kernels::cpu::optimizer_step(params, begin, end);
+  });
+}
+
+void step_on(const char* op, at::Device device, kernels::OptimizerParams& params) {
+  if constexpr (kHasCuda) {
+    if (device.is_cuda()) {
+      const int64_t bytes = optimizer_workspace_bytes(params);
+      const at::Tensor workspace =
+          bytes > 0 ? cuda::empty({bytes}, at::kByte, device) : at::Tensor();
+      params.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
+      const cuda::Scope scope(op, device);
+      return cuda::check_launch(op, kernels::cuda::optimizer_step(params, scope.stream()));
+    }
+  }
+  step_on_cpu(op, params);
+}
+
 }  // namespace
 
 OptimizerRule parse_optimizer(const char* op, std::string_view name) {
@@ -146,19 +176,7 @@ void optimizer_step(const char* op, const OptimizerCall& call) {
                                   .nhypers = static_cast<int64_t>(call.hypers.size()),
                                   .map1 = floats(call.map1),
                                   .map2 = floats(call.map2)};
-  const int64_t chunks = optimizer_chunks(params);
-  const int64_t grain = grain_of(kernels::kOptimizerChunk);
-  const Workspace workspace(optimizer_workspace_bytes(params));
-  params.workspace = workspace.data();
-  if (params.workspace != nullptr) {
-    for_units(op, chunks, grain, [&](int64_t begin, int64_t end) {
-      return kernels::cpu::optimizer_norms(params, begin, end);
-    });
-    check_status(op, kernels::cpu::optimizer_limits(params, 0, params.ntensors));
-  }
-  for_units(op, chunks, grain, [&](int64_t begin, int64_t end) {
-    return kernels::cpu::optimizer_step(params, begin, end);
-  });
+  step_on(op, call.tensors[0].p.device(), params);
   for (const auto& [p, copy] : operands.back) p.copy_(copy);
   for (const OptimizerOperand& t : call.tensors) {
     if (!t.p.is_inference()) t.p.unsafeGetTensorImpl()->bump_version();
@@ -322,6 +340,16 @@ TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
   m.impl("optimizer_step_multi_tensor_32bit", &step_multi_tensor_32bit<optimizer_step>);
   m.impl("optimizer_step_multi_tensor_8bit", &step_multi_tensor_8bit<optimizer_step>);
 }
+
+#ifdef LOWBIT_HAS_CUDA
+TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
+  using namespace lowbit::ops;
+  m.impl("optimizer_update_32bit", &update_32bit<optimizer_step>);
+  m.impl("optimizer_update_8bit_blockwise", &update_8bit_blockwise<optimizer_step>);
+  m.impl("optimizer_step_multi_tensor_32bit", &step_multi_tensor_32bit<optimizer_step>);
+  m.impl("optimizer_step_multi_tensor_8bit", &step_multi_tensor_8bit<optimizer_step>);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(lowbit, Meta, m) {
   using namespace lowbit::ops;

@@ -38,6 +38,12 @@ void check_common(const char* op, const Options& o) {
   at_least_0(op, "max_unorm", c.max_unorm);
   at_least_0(op, "gnorm_scale", c.gnorm_scale);
   at_least_0(op, "max_grad_norm", o.max_grad_norm());
+  LOWBIT_CHECK(c.paged_budget.value_or(0) >= 0, op, "paged_budget", "at least 0 bytes, or none",
+               *c.paged_budget);
+  only(op, "error_if_nonfinite", o.capturable() && o.error_if_nonfinite(),
+       "false with capturable(true)");
+  only(op, "t_alpha and t_beta3", o.capturable() && (v.t_alpha || v.t_beta3),
+       "none with capturable(true)");
 }
 
 template <class Options>
@@ -45,7 +51,19 @@ StepConfig common_config(const Options& o) {
   return {.optim_bits = o.optim_bits(),
           .min_8bit_size = o.min_8bit_size(),
           .skip_zeros = o.skip_zeros(),
-          .gnorm_scale = o.gnorm_scale()};
+          .gnorm_scale = o.gnorm_scale(),
+          .stochastic_rounding = o.stochastic_rounding(),
+          .rounding_seed = o.rounding_seed()};
+}
+
+/// What the families with paged classes add.
+template <class Options>
+StepConfig paged_config(const Options& o) {
+  StepConfig config = common_config(o);
+  config.is_paged = o.is_paged();
+  config.paged_memory = o.paged_memory();
+  config.paged_budget = o.paged_budget();
+  return config;
 }
 
 template <class Options>
@@ -73,9 +91,8 @@ StepValues AdamOptionsOf<kAdamW>::values() const {
 }
 template <bool kAdamW>
 StepConfig AdamOptionsOf<kAdamW>::config() const {
-  StepConfig config = common_config(*this);
+  StepConfig config = paged_config(*this);
   config.max_unorm = max_unorm_;
-  config.is_paged = is_paged_;
   return config;
 }
 template <bool kAdamW>
@@ -106,11 +123,7 @@ StepValues AdEMAMixOptions::values() const {
           .t_alpha = t_alpha_,
           .t_beta3 = t_beta3_};
 }
-StepConfig AdEMAMixOptions::config() const {
-  StepConfig config = common_config(*this);
-  config.is_paged = is_paged_;
-  return config;
-}
+StepConfig AdEMAMixOptions::config() const { return paged_config(*this); }
 void AdEMAMixOptions::check(const char* op) const {
   check_common(op, *this);
   LOWBIT_CHECK(!t_beta3_ || (std::get<0>(betas_) > 0 && std::get<2>(betas_) > 0), op, "betas",
@@ -126,11 +139,7 @@ StepValues LionOptions::values() const {
           .beta2 = std::get<1>(betas_),
           .weight_decay = weight_decay_};
 }
-StepConfig LionOptions::config() const {
-  StepConfig config = common_config(*this);
-  config.is_paged = is_paged_;
-  return config;
-}
+StepConfig LionOptions::config() const { return paged_config(*this); }
 void LionOptions::check(const char* op) const { check_common(op, *this); }
 
 std::vector<OptionField> LAMBOptions::fields() {

@@ -8,6 +8,8 @@
 #include "lowbit/optim/optimizer.h"
 #include "ops/optimizer.h"
 #include "optim/flat_state.h"
+#include "optim/paging.h"
+#include "optim/update.h"
 
 namespace lowbit::optim {
 namespace {
@@ -80,6 +82,13 @@ OptimizerStateDict Optimizer::state_dict() const {
   const bool second =
       has_second_state(ops::parse_optimizer(name_.c_str(), variant_.algorithm).kind);
   int64_t number = 0;
+  std::map<const void*, int64_t> counts;  // of capturable states, each read once
+  const auto steps_of = [&](const State& state) {
+    if (!state.step_value.defined()) return state.step;
+    const auto [found, is_new] = counts.emplace(state.step_value.unsafeGetTensorImpl(), 0);
+    if (is_new) found->second = state.step_value.item<int64_t>();
+    return found->second;
+  };
   for (const auto& group : param_groups_) {
     ParameterGroup& entry = dict.param_groups.emplace_back();
     entry.options = optim::options_of(static_cast<const Options&>(group.options()), second);
@@ -87,7 +96,7 @@ OptimizerStateDict Optimizer::state_dict() const {
       if (const auto found = state_.find(p.unsafeGetTensorImpl()); found != state_.end()) {
         const auto& state = static_cast<const State&>(*found->second);
         ParameterState& out = dict.state[number];
-        out.step = state.step;
+        out.step = steps_of(state);
         for_each_tensor(state, [&](const char* name, const at::Tensor& tensor) {
           if (tensor.defined()) out.tensors[name] = tensor;
         });
@@ -96,6 +105,24 @@ OptimizerStateDict Optimizer::state_dict() const {
     }
   }
   return dict;
+}
+
+/// Moves a loaded state to where a new one would be made.
+void Optimizer::page(const Update& update, State& state, int64_t& managed) {
+  if (!is_paged(update.config, update.p)) return;
+  const auto bytes_of = [](const at::Tensor& t) {
+    return t.defined() ? static_cast<int64_t>(t.nbytes()) : 0;
+  };
+  const int64_t bytes = bytes_of(state.state1) + bytes_of(state.state2);
+  PagedMemory memory = choose_paged(update.config, update.p.device(), bytes, managed);
+  for (at::Tensor* t : {&state.state1, &state.state2}) {
+    if (!t->defined()) continue;
+    const at::Tensor paged =
+        paged_zeros(name_.c_str(), t->sizes(), t->scalar_type(), t->device(), memory);
+    *t = paged.copy_(*t);
+  }
+  state.paged = memory;
+  if (memory == PagedMemory::kManaged) managed += bytes;
 }
 
 void Optimizer::load_state_dict(const OptimizerStateDict& dict) {
@@ -108,9 +135,11 @@ void Optimizer::load_state_dict(const OptimizerStateDict& dict) {
                c10::str("of ", param_groups_.size(), " parameter groups"),
                c10::str(dict.param_groups.size(), " groups"));
 
+  const at::NoGradGuard no_grad;
   // Everything is made and checked before anything is taken.
   std::vector<std::pair<void*, std::unique_ptr<State>>> states;
   std::vector<std::unique_ptr<torch::optim::OptimizerOptions>> options;
+  int64_t managed = 0;
   for (size_t i = 0; i < param_groups_.size(); ++i) {
     const ParameterGroup& entry = dict.param_groups[i];
     const auto& params = param_groups_[i].params();
@@ -156,6 +185,7 @@ void Optimizer::load_state_dict(const OptimizerStateDict& dict) {
       ops::check_optimizer_call(op, call);
       LOWBIT_CHECK(has_second_state(kind) || !state.state2.defined(), op, "state2",
                    "absent for this optimizer", "a tensor");
+      page(update_of(i, params[j]), state, managed);
     }
   }
 

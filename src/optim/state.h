@@ -5,11 +5,18 @@
 
 #include <cstdint>
 
+#include "lowbit/optim/options.h"
+
 namespace lowbit::optim {
 
 struct State : torch::optim::OptimizerCloneableParamState<State> {
   int64_t step = 0;
   at::Tensor state1, state2, qmap1, qmap2, absmax1, absmax2, unorm_vec;
+  /// capturable: the number of the step, float32 [1] on p's device, in place of `step`. Parameters
+  /// that have always stepped together share it.
+  at::Tensor step_value;
+  /// Of state1 and state2; none: ordinary memory of p's device.
+  std::optional<PagedMemory> paged;
 
   bool blockwise() const { return state1.defined() && state1.scalar_type() == at::kByte; }
 };

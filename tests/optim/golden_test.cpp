@@ -47,7 +47,7 @@ class OptimizerGolden : public ::testing::Test {
  protected:
   at::Tensor start(int64_t bits) { return golden_["p0"].slice(0, 0, size(bits)).clone(); }
   at::Tensor gradient(int step, int64_t bits) {
-    return golden_["g" + std::to_string(step)].slice(0, 0, size(bits)).clone();
+    return golden_[c10::str("g", step)].slice(0, 0, size(bits)).clone();
   }
   static int64_t size(int64_t bits) { return bits == 8 ? 4140 : 600; }
 
@@ -98,7 +98,8 @@ TEST_F(OptimizerGolden, StatesOfTheReferenceContinue) {
       ParameterState& state = dict.state[0];
       state.step = 1;
       for (const char* part : {"state1", "state2", "absmax1", "absmax2", "unorm_vec"}) {
-        if (golden_.contains(stem + "0." + part)) state.tensors[part] = golden_[stem + "0." + part];
+        const std::string key = c10::str(stem, "0.", part);
+        if (golden_.contains(key)) state.tensors[part] = golden_[key];
       }
       if (bits == 8) {
         state.tensors["qmap1"] = signed_map_;
@@ -112,7 +113,8 @@ TEST_F(OptimizerGolden, StatesOfTheReferenceContinue) {
       EXPECT_EQ(after.step, 2);
       for (const char* part : {"state1", "state2"}) {
         if (bits != 8 || after.tensors.count(part) == 0) continue;
-        EXPECT_TRUE(at::equal(after.tensors.at(part), golden_[stem + "1." + part])) << stem << part;
+        EXPECT_TRUE(at::equal(after.tensors.at(part), golden_[c10::str(stem, "1.", part)]))
+            << stem << part;
       }
     }
   }

@@ -15,6 +15,8 @@
 
 namespace lowbit::optim {
 
+struct State;
+
 /// Values that replace those of the group for one parameter. betas: two values (one for SGD and
 /// RMSprop is enough; three for AdEMAMix). optim_bits, min_8bit_size count when the state is made.
 struct ParameterOverride {
@@ -23,6 +25,14 @@ struct ParameterOverride {
   std::optional<int64_t> t_alpha = {}, t_beta3 = {}, optim_bits = {}, min_8bit_size = {};
   std::optional<double> max_unorm = {};
   std::optional<bool> skip_zeros = {};
+};
+
+/// Memory of paged states, in bytes.
+struct PagedBytes {
+  int64_t managed = 0;
+  int64_t pinned = 0;
+  /// Why states are pinned that should be managed; empty when none are.
+  std::string note = {};
 };
 
 /// By identity of the tensor. Not saved.
@@ -51,6 +61,10 @@ class Overrides {
 /// States are made at the first step that sees a gradient. Steps count for each parameter.
 /// Gradients that are not finite propagate into the parameter, except that 8-bit Adam, AdamW, LAMB
 /// and AdEMAMix skip the element and set its states to 0.
+///
+/// A step waits for no device. On CUDA it takes one launch for up to 480 parameters of one dtype
+/// and kind of state. It can be captured in a CUDA graph with capturable(true), once a step was
+/// made outside.
 class Optimizer : public torch::optim::Optimizer {
  public:
   /// One update of every parameter that has a gradient. Returns what the closure returns. Throws
@@ -75,6 +89,13 @@ class Optimizer : public torch::optim::Optimizer {
 
   /// Bytes of all states, without maps that are shared: 2 + 8 / 256 a parameter of 8-bit Adam.
   int64_t state_bytes() const;
+  /// Of them, those in paged memory.
+  PagedBytes paged_bytes() const;
+
+  /// capturable(true): brings the groups' learning rates to the device, where captured steps read
+  /// them: to be called between a scheduler's step and a graph's replay. step() does it itself,
+  /// except while a graph is captured. Rates set by overrides are constants of the graph.
+  void sync_learning_rates();
   const std::string& name() const noexcept { return name_; }
 
  protected:
@@ -90,18 +111,35 @@ class Optimizer : public torch::optim::Optimizer {
 
  private:
   struct Update;
-  struct Plan;
+  struct Call;
+  /// The learning rate of a group in device memory.
+  struct Rate {
+    size_t group;
+    double value;
+    at::Tensor tensor;  ///< float32 [1]
+  };
 
   const Options& options_of(const torch::optim::OptimizerParamGroup& group) const;
+  StepGuards guards() const { return static_cast<const Options&>(*defaults_).guards(); }
+  /// What counts for parameter p of a group.
+  Update update_of(size_t group, const at::Tensor& p) const;
   std::vector<Update> collect() const;
-  void check_finite(const std::vector<Update>& updates) const;
   void prepare_states(std::vector<Update>& updates);
+  void prepare_counts(std::vector<Update>& updates);
+  void prepare_rates(std::vector<Update>& updates);
+  void page(const Update& update, State& state, int64_t& managed);
+  std::vector<Call> calls_of(const std::vector<Update>& updates) const;
   at::Tensor map(bool is_signed, at::Device device);
+  /// Where states of so many bytes go, when `managed` bytes are already in managed memory.
+  PagedMemory choose_paged(const StepConfig& config, at::Device device, int64_t bytes,
+                           int64_t managed);
 
   std::string name_;  // "lowbit::optim::AdamW8bit"
   Variant variant_;
   Overrides overrides_;
   std::vector<std::pair<bool, at::Tensor>> maps_;
+  std::vector<Rate> rates_;
+  std::string paged_note_;
 };
 
 }  // namespace lowbit::optim

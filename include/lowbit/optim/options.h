@@ -30,6 +30,12 @@ struct StepValues {
   std::optional<int64_t> t_alpha = std::nullopt, t_beta3 = std::nullopt;
 };
 
+/// Where a paged state lives. kManaged: memory whose pages the driver moves; it is on the device as
+/// long as there is room, and spilled to the host when something else needs it. kPinned: host
+/// memory, which every step reads and writes over the bus. What the device cannot page, and what
+/// exceeds paged_budget, is pinned.
+enum class PagedMemory { kManaged, kPinned };
+
 /// What is decided when states are made, and limits of the update.
 struct StepConfig {
   int64_t optim_bits = 32;       ///< 32 or 8
@@ -37,14 +43,19 @@ struct StepConfig {
   double max_unorm = 0;          ///< > 0: |update| is at most max_unorm * |p|
   bool skip_zeros = false;       ///< elements with gradient 0 stay as they are
   bool is_paged = false;
+  PagedMemory paged_memory = PagedMemory::kManaged;
+  std::optional<int64_t> paged_budget = std::nullopt;
   double gnorm_scale = 1;  ///< factor of the gradient
   bool unsigned_state = false;
+  bool stochastic_rounding = false;
+  int64_t rounding_seed = 0;
 };
 
 /// What concerns all groups together.
 struct StepGuards {
   double max_grad_norm = 0;
   bool error_if_nonfinite = false;
+  bool capturable = false;
 };
 
 /// Base of all options.
@@ -67,26 +78,45 @@ class CloneableOptions : public Options {
 };
 
 /// Of every family. optim_bits is read by the classes without bits in their name.
-/// error_if_nonfinite and max_grad_norm count for all groups and are read from the defaults.
-#define LOWBIT_OPTIM_COMMON_ARGS                                                       \
-  TORCH_ARG(int64_t, optim_bits) = 32;                                                 \
-  TORCH_ARG(int64_t, min_8bit_size) = 4096;                                            \
-  TORCH_ARG(bool, skip_zeros) = false;                                                 \
-  /** Gradients are multiplied by it. */                                               \
-  TORCH_ARG(double, gnorm_scale) = 1.0;                                                \
-  /** > 0: gradients of all groups together are scaled down to this norm. */           \
-  TORCH_ARG(double, max_grad_norm) = 0.0;                                              \
-  /** A step with NaN or infinite gradients throws, and changes nothing. */            \
-  TORCH_ARG(bool, error_if_nonfinite) = false;                                         \
-                                                                                       \
- public:                                                                               \
-  std::vector<OptionField> fields() override;                                          \
-  StepValues values() const override;                                                  \
-  StepConfig config() const override;                                                  \
-  StepGuards guards() const override { return {max_grad_norm_, error_if_nonfinite_}; } \
-  void check(const char* op) const override;                                           \
-  double get_lr() const override { return lr_; }                                       \
+/// max_grad_norm, error_if_nonfinite and capturable count for all groups and are read from the
+/// defaults.
+#define LOWBIT_OPTIM_COMMON_ARGS                                                         \
+  TORCH_ARG(int64_t, optim_bits) = 32;                                                   \
+  TORCH_ARG(int64_t, min_8bit_size) = 4096;                                              \
+  TORCH_ARG(bool, skip_zeros) = false;                                                   \
+  /** Gradients are multiplied by it. */                                                 \
+  TORCH_ARG(double, gnorm_scale) = 1.0;                                                  \
+  /** > 0: gradients of all groups together are scaled down to this norm. */             \
+  TORCH_ARG(double, max_grad_norm) = 0.0;                                                \
+  /** A step with NaN or infinite gradients throws, and changes nothing. The elements    \
+   * are counted on the device, and the count is waited for. */                          \
+  TORCH_ARG(bool, error_if_nonfinite) = false;                                           \
+  /** lr and the number of the step are values in device memory: step() may be captured  \
+   * in a CUDA graph. See Optimizer::sync_learning_rates(). */                           \
+  TORCH_ARG(bool, capturable) = false;                                                   \
+  /** bfloat16 parameters are rounded up or down at random, so that updates below half a \
+   * unit in the last place are not lost. The random bits follow from the seed and the   \
+   * step. On the CPU much slower than rounding to nearest. */                           \
+  TORCH_ARG(bool, stochastic_rounding) = false;                                          \
+  TORCH_ARG(int64_t, rounding_seed) = 0;                                                 \
+                                                                                         \
+ public:                                                                                 \
+  std::vector<OptionField> fields() override;                                            \
+  StepValues values() const override;                                                    \
+  StepConfig config() const override;                                                    \
+  StepGuards guards() const override {                                                   \
+    return {max_grad_norm_, error_if_nonfinite_, capturable_};                           \
+  }                                                                                      \
+  void check(const char* op) const override;                                             \
+  double get_lr() const override { return lr_; }                                         \
   void set_lr(const double lr) override { lr_ = lr; }
+
+/// Of the families with paged classes. paged_budget: bytes of managed memory that the states may
+/// take together; none: never more than the device has free when a state is made.
+#define LOWBIT_OPTIM_PAGED_ARGS                                 \
+  TORCH_ARG(bool, is_paged) = false;                            \
+  TORCH_ARG(PagedMemory, paged_memory) = PagedMemory::kManaged; \
+  TORCH_ARG(std::optional<int64_t>, paged_budget) = std::nullopt;
 
 /// Adam and AdamW are one algorithm (decoupled weight decay, after the step) with two defaults.
 template <bool kAdamW>
@@ -98,7 +128,7 @@ struct AdamOptionsOf : CloneableOptions<AdamOptionsOf<kAdamW>> {
   TORCH_ARG(double, weight_decay) = kAdamW ? 1e-2 : 0.0;
   TORCH_ARG(bool, amsgrad) = false;  ///< true is refused
   TORCH_ARG(double, max_unorm) = 0.0;
-  TORCH_ARG(bool, is_paged) = false;
+  LOWBIT_OPTIM_PAGED_ARGS
   LOWBIT_OPTIM_COMMON_ARGS
 };
 using AdamOptions = AdamOptionsOf<false>;
@@ -114,7 +144,7 @@ struct AdEMAMixOptions : CloneableOptions<AdEMAMixOptions> {
   TORCH_ARG(std::optional<int64_t>, t_beta3);
   TORCH_ARG(double, eps) = 1e-8;
   TORCH_ARG(double, weight_decay) = 1e-2;
-  TORCH_ARG(bool, is_paged) = false;
+  LOWBIT_OPTIM_PAGED_ARGS
   LOWBIT_OPTIM_COMMON_ARGS
 };
 
@@ -124,7 +154,7 @@ struct LionOptions : CloneableOptions<LionOptions> {
   TORCH_ARG(double, lr);
   TORCH_ARG(Betas, betas) = {0.9, 0.99};
   TORCH_ARG(double, weight_decay) = 0.0;
-  TORCH_ARG(bool, is_paged) = false;
+  LOWBIT_OPTIM_PAGED_ARGS
   LOWBIT_OPTIM_COMMON_ARGS
 };
 
@@ -192,6 +222,7 @@ struct AdagradOptions : CloneableOptions<AdagradOptions> {
   LOWBIT_OPTIM_COMMON_ARGS
 };
 
+#undef LOWBIT_OPTIM_PAGED_ARGS
 #undef LOWBIT_OPTIM_COMMON_ARGS
 
 }  // namespace lowbit::optim
