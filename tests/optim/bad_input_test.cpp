@@ -56,6 +56,11 @@ TEST_F(OptimizerBadInput, Options) {
   refused("`amsgrad`", [&] { LAMB8bit(params_, LAMBOptions().amsgrad(true)); });
   refused("`betas[2]`", [&] { AdEMAMix(params_, AdEMAMixOptions().betas({0.9, 0.9, 1.5})); });
   refused("`t_alpha`", [&] { AdEMAMix8bit(params_, AdEMAMixOptions().t_alpha(0)); });
+  refused("`error_if_nonfinite` must be false with capturable(true)",
+          adamw(AdamWOptions().capturable(true).error_if_nonfinite(true)));
+  refused("`t_alpha and t_beta3` must be none with capturable(true)",
+          [&] { AdEMAMix(params_, AdEMAMixOptions().t_alpha(9).capturable(true)); });
+  refused("`paged_budget` must be at least 0", adamw(AdamWOptions().paged_budget(-1)));
   refused("options of another class", [&] {
     AdamW8bit({torch::optim::OptimizerParamGroup(
         params_, std::make_unique<torch::optim::AdamWOptions>(1e-3))});
@@ -95,9 +100,7 @@ TEST_F(OptimizerBadInput, Gradients) {
   };
   at::Tensor matrix = normal({10, 4}).requires_grad_();
   check("`gradients` must be dense, got Sparse", matrix,
-        torch::nn::functional::embedding(torch::tensor({1, 2}), matrix.detach())
-            .new_zeros({10, 4})
-            .to_sparse());
+        at::ones_like(matrix).detach().to_sparse());
   check("`parameters` must be float32, float16 or bfloat16, got float64",
         normal({8}, at::kDouble).requires_grad_(), normal({8}, at::kDouble));
   check("`parameters` must be float32, float16 or bfloat16",

@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include "families.h"
+#include "support/device.h"
 
 namespace lowbit {
 namespace {
@@ -45,9 +46,11 @@ bool is_target(const std::string& name, int64_t bits) {
 
 class OptimizerGolden : public ::testing::Test {
  protected:
-  at::Tensor start(int64_t bits) { return golden_["p0"].slice(0, 0, size(bits)).clone(); }
+  at::Tensor start(int64_t bits) {
+    return golden_["p0"].slice(0, 0, size(bits)).clone().to(test::device());
+  }
   at::Tensor gradient(int step, int64_t bits) {
-    return golden_[c10::str("g", step)].slice(0, 0, size(bits)).clone();
+    return golden_[c10::str("g", step)].slice(0, 0, size(bits)).clone().to(test::device());
   }
   static int64_t size(int64_t bits) { return bits == 8 ? 4140 : 600; }
 
@@ -55,7 +58,7 @@ class OptimizerGolden : public ::testing::Test {
   void expect_near(const at::Tensor& p, const std::string& key, double lr, int steps) {
     const at::Tensor theirs = golden_[key];
     const at::Tensor allowed = theirs.abs() * (steps * 1.2e-7) + steps * 1e-4 * lr;
-    at::Tensor beyond = (p.detach() - theirs).abs() > allowed;
+    at::Tensor beyond = (p.detach().cpu() - theirs).abs() > allowed;
     if (key.find("ademamix") != std::string::npos && p.numel() == 4140 && steps > 1) {
       // The reference shares a scale between these blocks.
       beyond.slice(0, 0, 256).zero_();
@@ -91,7 +94,7 @@ TEST_F(OptimizerGolden, StatesOfTheReferenceContinue) {
     for (const auto& [name, family] : recorded(bits)) {
       if (!is_target(name, bits) || (bits == 8 && name.starts_with("ademamix"))) continue;
       const std::string stem = c10::str("cuda.", name, ".", bits, ".fp32.");
-      at::Tensor p = golden_[stem + "0.p"].requires_grad_();
+      at::Tensor p = golden_[stem + "0.p"].to(test::device()).requires_grad_();
       const auto optimizer = family.make({p});
       OptimizerStateDict dict = optimizer->state_dict();
       dict.algorithm = "";
@@ -113,7 +116,7 @@ TEST_F(OptimizerGolden, StatesOfTheReferenceContinue) {
       EXPECT_EQ(after.step, 2);
       for (const char* part : {"state1", "state2"}) {
         if (bits != 8 || after.tensors.count(part) == 0) continue;
-        EXPECT_TRUE(at::equal(after.tensors.at(part), golden_[c10::str(stem, "1.", part)]))
+        EXPECT_TRUE(at::equal(after.tensors.at(part).cpu(), golden_[c10::str(stem, "1.", part)]))
             << stem << part;
       }
     }

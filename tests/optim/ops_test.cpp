@@ -25,7 +25,7 @@ class OptimizerOps : public test::RandomTest {
 
 TEST_F(OptimizerOps, Update32bit) {
   at::Tensor q = p_.clone().requires_grad_();
-  at::Tensor state1 = at::zeros({5000}), state2 = at::zeros({5000}), unorm = at::zeros({1});
+  at::Tensor state1 = test::zeros({5000}), state2 = test::zeros({5000}), unorm = test::zeros({1});
   optim::LAMB32bit lamb({q}, optim::LAMBOptions(0.1).max_unorm(0.01).weight_decay(0.1));
   for (int64_t step = 1; step <= 2; ++step) {
     const double norm = p_.norm().item<double>();
@@ -41,8 +41,8 @@ TEST_F(OptimizerOps, Update32bit) {
 
 TEST_F(OptimizerOps, Update8bitBlockwise) {
   at::Tensor q = p_.clone().requires_grad_();
-  at::Tensor state1 = at::zeros({5000}, at::kByte), absmax1 = at::zeros({20});
-  const at::Tensor map = create_dynamic_map();
+  at::Tensor state1 = test::zeros({5000}, at::kByte), absmax1 = test::zeros({20});
+  const at::Tensor map = create_dynamic_map().to(test::device());
   optim::Lion8bit lion({q}, optim::LionOptions(0.1));
   const int64_t version = p_._version();
   for (int64_t step = 1; step <= 3; ++step) {
@@ -64,23 +64,23 @@ TEST_F(OptimizerOps, MultiTensorSteps) {
     std::vector<at::Tensor> p{normal({5000}), normal({30, 200})},
         g{normal({5000}), normal({30, 200})};
     std::vector<at::Tensor> q, state1, state2, absmax1, absmax2;
-    const auto options = at::TensorOptions(blockwise ? at::kByte : at::kFloat);
+    const auto dtype = blockwise ? at::kByte : at::kFloat;
     for (size_t i = 0; i < p.size(); ++i) {
       q.push_back(p[i].clone().requires_grad_());
       q[i].mutable_grad() = g[i].clone();
-      state1.push_back(at::zeros(p[i].sizes(), options));
-      state2.push_back(at::zeros(p[i].sizes(), options));
+      state1.push_back(test::zeros(p[i].sizes(), dtype));
+      state2.push_back(test::zeros(p[i].sizes(), dtype));
       const int64_t blocks = (p[i].numel() + 255) / 256;
-      absmax1.push_back(at::zeros({blocks}));
-      absmax2.push_back(at::zeros({blocks}));
+      absmax1.push_back(test::zeros({blocks}));
+      absmax2.push_back(test::zeros({blocks}));
     }
     optim::AdamW adamw(q, optim::AdamWOptions(0.01).optim_bits(blockwise ? 8 : 32));
     const c10::List<at::Tensor> empty;
-    const at::Tensor lr = at::full({1}, 0.01), step = at::ones({1});
+    const at::Tensor lr = test::full({1}, 0.01), step = test::ones({1});
     std::vector<c10::IValue> stack{"adam", g, p, state1, state2};
     if (blockwise) {
-      stack.insert(stack.end(),
-                   {create_dynamic_map(true), create_dynamic_map(false), absmax1, absmax2});
+      stack.insert(stack.end(), {create_dynamic_map(true).to(test::device()),
+                                 create_dynamic_map(false).to(test::device()), absmax1, absmax2});
     }
     stack.insert(stack.end(), {empty, 0.0, 0.9, 0.999, 0.0, 0.0, 1e-8, 0.01, int64_t{0}, 100.0, 1.0,
                                false, lr, step, none_});
@@ -91,12 +91,16 @@ TEST_F(OptimizerOps, MultiTensorSteps) {
       step.add_(1);
       adamw.step();
     }
-    for (size_t i = 0; i < p.size(); ++i) EXPECT_TRUE(at::equal(p[i], q[i])) << op << " " << i;
+    // The device's powers may differ from the host's in the last bit.
+    for (size_t i = 0; i < p.size(); ++i) {
+      EXPECT_TRUE(test::on_cuda() ? at::allclose(p[i], q[i], 1e-6, 1e-8) : at::equal(p[i], q[i]))
+          << op << " " << i;
+    }
   }
 }
 
 TEST_F(OptimizerOps, Errors) {
-  const at::Tensor state = at::zeros({5000}), map = create_dynamic_map();
+  const at::Tensor state = test::zeros({5000}), map = create_dynamic_map().to(test::device());
   const auto error = [&](std::vector<c10::IValue> stack) {
     return message_of([&] { call("optimizer_update_32bit", std::move(stack)); });
   };
@@ -106,13 +110,13 @@ TEST_F(OptimizerOps, Errors) {
                                     0.99, 0.0, 0.0, 1e-8,   0.0,   step,  0.1,       1.0, false};
   };
   const at::Tensor before = p_.clone();
-  EXPECT_EQ(error(stack("sgdm", g_, p_, state)).substr(0, 66),
-            "lowbit::optimizer_update_32bit: `optimizer_name` must be \"adam\", \"l");
+  EXPECT_EQ(error(stack("sgdm", g_, p_, state)).substr(0, 64),
+            "lowbit::optimizer_update_32bit: `optimizer_name` must be \"adam\",");
   EXPECT_EQ(error(stack("lion", g_.to(at::kHalf), p_, state)),
             "lowbit::optimizer_update_32bit: `g` must be float32, got float16.");
   EXPECT_EQ(error(stack("lion", g_.slice(0, 0, 10), p_, state)),
             "lowbit::optimizer_update_32bit: `g` must be of p's shape [5000], got shape [10].");
-  EXPECT_EQ(error(stack("lion", g_, p_, at::zeros({10}))),
+  EXPECT_EQ(error(stack("lion", g_, p_, test::zeros({10}))),
             "lowbit::optimizer_update_32bit: `state1` must be 5000 elements long, got shape [10].");
   EXPECT_EQ(error(stack("adam", g_, p_, state)),
             "lowbit::optimizer_update_32bit: `state2` must be a tensor, got none.");
@@ -120,8 +124,6 @@ TEST_F(OptimizerOps, Errors) {
             "lowbit::optimizer_update_32bit: `step` must be at least 1, got 0.");
   EXPECT_EQ(error(stack("lion", g_, p_, state, 1, 1.0)),
             "lowbit::optimizer_update_32bit: `max_unorm` must be 0 for this optimizer, got 1.");
-  EXPECT_EQ(error(stack("lion", g_.to_sparse(), p_, state)).substr(0, 58),
-            "lowbit::optimizer_update_32bit: `g` must be a dense tensor");
   EXPECT_TRUE(at::equal(p_, before));
 }
 

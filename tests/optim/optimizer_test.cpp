@@ -27,23 +27,29 @@ class OptimizerTest : public test::RandomTest {
   }
 };
 
-/// |x - target|^2 over 300 steps, from float32 and bfloat16.
+/// |x - target|^2 over 1000 steps. A class with 8-bit states follows the one with float32 states in
+/// front of it: losses within 2 % of what there was to learn.
 TEST_F(OptimizerTest, EveryFamilyConvergesOnAQuadratic) {
+  const at::Tensor target = normal({80, 64}), start = target + normal({80, 64});
+  const double first = (start - target).square().sum().item<double>() / 2;
+  double full = 0;
   for (const test::Family& family : test::families()) {
-    const at::Tensor target = normal({80, 64}), start = target + normal({80, 64});
     at::Tensor x = start.clone().requires_grad_();
     const auto optimizer = family.make({x});
-    double last = 0;
-    for (int step = 0; step < 300; ++step) {
-      optimizer->zero_grad();
-      const at::Tensor loss = (x - target).square().sum() / 2;
-      loss.backward();
+    const double lr = optimizer->param_groups()[0].options().get_lr();
+    for (int step = 0; step < 1000; ++step) {
+      // A rate that falls to a tenth: rules whose steps do not shrink by themselves come to rest.
+      optimizer->param_groups()[0].options().set_lr(lr * (1.0 - 0.9 * step / 1000));
+      x.mutable_grad() = x.detach() - target;
       optimizer->step();
-      last = loss.item<double>();
     }
-    const double first = (start - target).square().sum().item<double>() / 2;
+    const double last = (x.detach() - target).square().sum().item<double>() / 2;
     EXPECT_LT(last, 0.05 * first) << family.name;
-    EXPECT_TRUE(x.isfinite().all().item<bool>()) << family.name;
+    if (family.blockwise) {
+      EXPECT_NEAR(last, full, 0.02 * first) << family.name;
+    } else {
+      full = last;
+    }
   }
 }
 
@@ -55,9 +61,10 @@ TEST_F(OptimizerTest, EightBitTrainsLikeFloat32) {
     torch::manual_seed(7);
     torch::nn::Sequential net(torch::nn::Linear(32, 128), torch::nn::Tanh(),
                               torch::nn::Linear(128, 8));
+    net->to(test::device());
     const auto optimizer = make(net->parameters());
     double loss = 0;
-    for (int step = 0; step < 300; ++step) {
+    for (int step = 0; step < 1000; ++step) {
       optimizer->zero_grad();
       const at::Tensor error = torch::mse_loss(net->forward(x), y);
       error.backward();
@@ -149,6 +156,7 @@ TEST_F(OptimizerTest, GroupsClosuresSchedulersAndZeroGrad) {
   EXPECT_TRUE(optimizer.step(closure).defined());
   EXPECT_EQ(calls, 1);
   EXPECT_TRUE(at::equal(b, b_before));  // lr 0
+  scheduler.step();                     // torch's first call only counts
   scheduler.step();
   EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 0.05);
   const at::Tensor before = a.detach().clone();
@@ -181,6 +189,9 @@ TEST_F(OptimizerTest, EmbeddingsOfLowbitKeepFloat32States) {
   nn::Embedding plain(100, 64);
   nn::StableEmbedding stable(100, 64);
   torch::nn::Embedding ordinary(100, 64);
+  plain->to(test::device());
+  stable->to(test::device());
+  ordinary->to(test::device());
   AdamW8bit optimizer({plain->weight, stable->weight, ordinary->weight});
   for (const at::Tensor& p : {plain->weight, stable->weight, ordinary->weight}) set_gradient(p);
   optimizer.step();
@@ -265,15 +276,75 @@ TEST_F(OptimizerTest, LARSIsPytorchLARS) {
 /// RMSprop and Adagrad: squares in the unsigned map are twice as fine.
 TEST_F(OptimizerTest, UnsignedStates) {
   at::Tensor p = parameter({8192});
-  optim::RMSprop8bit optimizer({p}, optim::RMSpropOptions(1e-3).unsigned_state(true));
   set_gradient(p);
   const at::Tensor expected = p.grad().square() * (1.0f - 0.99f);
-  optimizer.step();
-  const auto state = optimizer.state_dict().state.at(0).tensors;
-  EXPECT_EQ(state.at("qmap1").min().item<float>(), 0.0f);
-  const at::Tensor decoded = state.at("qmap1").index({state.at("state1").to(at::kLong)}) *
-                             state.at("absmax1").repeat_interleave(256);
-  EXPECT_TRUE(at::allclose(decoded, expected, 0.08, 1e-6));
+  const auto error = [&](bool unsigned_state) {
+    optim::RMSprop8bit optimizer({p}, optim::RMSpropOptions(1e-3).unsigned_state(unsigned_state));
+    optimizer.step();
+    const auto state = optimizer.state_dict().state.at(0).tensors;
+    EXPECT_EQ(state.at("qmap1").min().item<float>() == 0.0f, unsigned_state);
+    const at::Tensor decoded = state.at("qmap1").index({state.at("state1").to(at::kLong)}) *
+                               state.at("absmax1").repeat_interleave(256);
+    return (decoded - expected).abs().mean().item<double>();
+  };
+  EXPECT_LT(error(true), 0.7 * error(false));
+}
+
+/// A bfloat16 parameter that moves by 1/16 of its unit a step stands still when it is rounded to
+/// nearest. Rounded at random it moves, on average by what it should; a second run is the same.
+TEST_F(OptimizerTest, StochasticRounding) {
+  const auto run = [&](bool stochastic, int64_t seed) {
+    at::Tensor p = test::ones({20000}, at::kBFloat16).requires_grad_();
+    optim::SGD32bit sgd({p}, optim::SGDOptions(0x1p-12)
+                                 .momentum(1e-9)
+                                 .stochastic_rounding(stochastic)
+                                 .rounding_seed(seed));
+    for (int step = 0; step < 16; ++step) {
+      p.mutable_grad() = -at::ones_like(p).detach();
+      sgd.step();
+    }
+    return p.detach().to(at::kFloat);
+  };
+  EXPECT_TRUE(at::equal(run(false, 0), test::ones({20000})));
+  const at::Tensor moved = run(true, 1) - 1;
+  // 16 steps of 2^-12: half a unit of 2^-7. The mean of 20000 has a deviation of 3e-5 at most.
+  EXPECT_NEAR(moved.mean().item<double>(), 16 * 0x1p-12, 1.5e-4);
+  EXPECT_GT(moved.std().item<double>(), 1e-3);
+  EXPECT_TRUE(at::equal(run(true, 1) - 1, moved));
+  EXPECT_FALSE(at::equal(run(true, 2) - 1, moved));
+}
+
+/// Steps and rates in device memory change no number, whoever joins or misses a step.
+TEST_F(OptimizerTest, Capturable) {
+  for (const int64_t bits : {32, 8}) {
+    std::vector<at::Tensor> a{parameter({5000}), parameter({6000}), parameter({40})}, b;
+    for (const at::Tensor& p : a) b.push_back(p.detach().clone().requires_grad_());
+    const auto options = AdamWOptions(1e-2).optim_bits(bits);
+    optim::AdamW plain(a, options), captured(b, AdamWOptions(options).capturable(true));
+    for (int step = 0; step < 6; ++step) {
+      for (size_t i = 0; i < a.size(); ++i) {
+        a[i].mutable_grad() = b[i].mutable_grad() = at::Tensor();
+        if ((i == 1 && step == 3) || (i == 2 && step < 2)) continue;
+        set_gradient(a[i]);
+        b[i].mutable_grad() = a[i].grad().clone();
+      }
+      for (optim::AdamW* optimizer : {&plain, &captured}) {
+        optimizer->param_groups()[0].options().set_lr(1e-2 / (step + 1));
+        optimizer->step();
+      }
+      // The device's powers may differ from the host's in the last bit.
+      for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::allclose(a[i], b[i], 1e-6, 1e-8)) << i;
+    }
+    const auto one = plain.state_dict(), two = captured.state_dict();
+    for (const auto& [number, state] : one.state) {
+      EXPECT_EQ(state.step, two.state.at(number).step) << number;
+    }
+    EXPECT_EQ(two.state.at(1).step, 5);
+    EXPECT_EQ(two.state.at(2).step, 4);
+    captured.load_state_dict(two);
+    captured.step();
+    EXPECT_EQ(captured.state_dict().state.at(0).step, 7);
+  }
 }
 
 TEST_F(OptimizerTest, ManyGroupsOfOneTensor) {

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <sstream>
 
@@ -72,7 +73,7 @@ TEST_F(OptimizerState, ResumingIsExact) {
         resumed->step();
       }
       for (size_t i = 0; i < params.size(); ++i) {
-        EXPECT_TRUE(test::same_bytes(params[i].detach(), others[i].detach()))
+        EXPECT_TRUE(test::same_bytes(params[i].detach().cpu(), others[i].detach().cpu()))
             << family.name << " parameter " << i << " way " << way;
       }
       const auto a = straight->state_dict(), b = resumed->state_dict();
@@ -80,7 +81,7 @@ TEST_F(OptimizerState, ResumingIsExact) {
         EXPECT_EQ(state.step, 6);
         EXPECT_EQ(b.state.at(number).step, 6);
         for (const auto& [name, tensor] : state.tensors) {
-          EXPECT_TRUE(test::same_bytes(tensor, b.state.at(number).tensors.at(name)))
+          EXPECT_TRUE(test::same_bytes(tensor.cpu(), b.state.at(number).tensors.at(name).cpu()))
               << family.name << " " << name;
         }
       }
@@ -151,13 +152,13 @@ TEST_F(OptimizerState, WhatDoesNotFitChangesNothing) {
   check("`betas` must be enough numbers",
         [](auto& d) { d.param_groups[0].options["betas"] = {0.9}; });
   check("`state1` must be",
-        [](auto& d) { d.state[0].tensors["state1"] = at::zeros({3}, at::kByte); });
+        [](auto& d) { d.state[0].tensors["state1"] = test::zeros({3}, at::kByte); });
   check("`state1` must be", [](auto& d) { d.state[0].tensors.erase("state1"); });
   check("`state1` must be float32", [](auto& d) {
-    d.state[0].tensors["state1"] = at::zeros({70, 80}, at::kHalf);
+    d.state[0].tensors["state1"] = test::zeros({70, 80}, at::kHalf);
   });
   check("`state2` must be a tensor", [](auto& d) { d.state[0].tensors.erase("state2"); });
-  check("`absmax1` must be", [](auto& d) { d.state[0].tensors["absmax1"] = at::zeros({21}); });
+  check("`absmax1` must be", [](auto& d) { d.state[0].tensors["absmax1"] = test::zeros({21}); });
   check("`qmap1` must be", [](auto& d) { d.state[0].tensors.erase("qmap1"); });
   check("`step` must be", [](auto& d) { d.state[0].step = -1; });
   optim::Lion8bit lion(params);
@@ -170,6 +171,38 @@ TEST_F(OptimizerState, WhatDoesNotFitChangesNothing) {
   torch::save(lion, stream);
   EXPECT_NE(test::message_of([&] { torch::load(optimizer, stream); }).find("lion"),
             std::string::npos);
+}
+
+/// Run by python/optimizer_state_test.py on a pickle that the script converted.
+TEST_F(OptimizerState, AConvertedFileContinues) {
+  const char* path = std::getenv("LOWBIT_OPTIMIZER_STATE");
+  const OptimizerStateDict dict = path != nullptr ? optim::read_state_dict(path) : [&] {
+    std::vector<at::Tensor> params = {normal({70, 80}).requires_grad_(),
+                                      normal({9}).requires_grad_(), normal({30}).requires_grad_()};
+    optim::AdamW8bit writer(params, optim::AdamWOptions(2e-3));
+    for (int step = 0; step < 3; ++step) {
+      gradients(params);
+      params[1].mutable_grad() = at::Tensor();
+      if (step > 0) params[2].mutable_grad() = at::Tensor();
+      writer.step();
+    }
+    return writer.state_dict();
+  }();
+  std::vector<at::Tensor> params = {normal({70, 80}).requires_grad_(), normal({9}).requires_grad_(),
+                                    normal({30}).requires_grad_()};
+  optim::AdamW8bit optimizer(params);
+  optimizer.load_state_dict(dict);
+  EXPECT_EQ(optimizer.param_groups()[0].options().get_lr(), 2e-3);
+  const auto state = optimizer.state_dict().state;
+  EXPECT_EQ(state.at(0).step, 3);
+  EXPECT_EQ(state.at(2).step, 1);
+  EXPECT_EQ(state.count(1), 0u);
+  for (const auto& [name, tensor] : dict.state.at(0).tensors) {
+    EXPECT_TRUE(test::same_bytes(state.at(0).tensors.at(name), tensor)) << name;
+  }
+  gradients(params);
+  optimizer.step();
+  EXPECT_EQ(optimizer.state_dict().state.at(0).step, 4);
 }
 
 TEST_F(OptimizerState, FilesThatHoldSomethingElse) {
