@@ -30,13 +30,14 @@ inline std::vector<Family> families() {
   using namespace optim;
   const auto adam = AdamOptions(1e-2).weight_decay(1e-3);
   const auto adamw = AdamWOptions(1e-2);
-  const auto mix = AdEMAMixOptions(1e-2).t_alpha(200).t_beta3(200);
+  const auto mix =
+      AdEMAMixOptions(1e-2).betas({0.9, 0.999, 0.99}).alpha(2).t_alpha(200).t_beta3(200);
   const auto lion = LionOptions(3e-3).weight_decay(1e-2);
   const auto lamb = LAMBOptions(2e-2).weight_decay(1e-3);
   const auto lars = LARSOptions(0.1).momentum(0.9).weight_decay(1e-3).max_unorm(0.1);
   const auto sgd = SGDOptions(1e-2).momentum(0.9).weight_decay(1e-3);
-  const auto rms = RMSpropOptions(3e-3).weight_decay(1e-3);
-  const auto ada = AdagradOptions(5e-2).weight_decay(1e-3);
+  const auto rms = RMSpropOptions(1e-2).weight_decay(1e-3);
+  const auto ada = AdagradOptions(1.5e-1).weight_decay(1e-3);
   return {family<Adam32bit>("Adam32bit", false, adam),
           family<Adam8bit>("Adam8bit", true, adam),
           family<AdamW32bit>("AdamW32bit", false, adamw),
