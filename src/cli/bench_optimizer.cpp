@@ -142,6 +142,9 @@ void add_bench_optimizer(CLI::App& bench) {
       ->capture_default_str()
       ->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
   command->add_option("--device", work->device, "cpu or cuda:N")->capture_default_str();
+  command->footer(
+      "Example:\n  lowbit bench optimizer --tensors 448 --elements 42000000 --optimizers "
+      "adamw8bit");
   work->output.add_to(*command);
   command->callback([work] { (*work)(); });
 }
