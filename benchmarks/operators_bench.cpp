@@ -24,6 +24,9 @@ struct Case {
 int64_t tensor_bytes(const std::vector<c10::IValue>& values) {
   int64_t bytes = 0;
   for (const c10::IValue& value : values) {
+    if (value.isTensorList()) {
+      for (const at::Tensor& tensor : value.toTensorVector()) bytes += tensor.nbytes();
+    }
     if (value.isTensor() && value.toTensor().defined()) bytes += value.toTensor().nbytes();
   }
   return bytes;
@@ -44,6 +47,65 @@ void run(benchmark::State& state, const Case& c) {
     state.counters["FLOP/s"] = benchmark::Counter(
         c.flops, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
   }
+}
+
+/// Adam and Lion on one bfloat16 tensor, and on a list of two halves of it.
+std::vector<Case> optimizer_cases() {
+  constexpr int64_t kNumel = int64_t{1} << 24, kBlocks = kNumel / 256;
+  const c10::IValue none;
+  const at::Tensor p = at::randn({kNumel}, at::kBFloat16), g = at::randn({kNumel}, at::kBFloat16);
+  const at::Tensor m = at::zeros({kNumel}), v = at::zeros({kNumel});
+  const at::Tensor m8 = at::zeros({kNumel}, at::kByte), v8 = at::zeros({kNumel}, at::kByte);
+  const at::Tensor m_absmax = at::zeros({kBlocks}), v_absmax = at::zeros({kBlocks});
+  const at::Tensor map1 = lowbit::create_dynamic_map(true),
+                   map2 = lowbit::create_dynamic_map(false);
+  const auto halves = [](const at::Tensor& t) { return c10::IValue(t.chunk(2)); };
+  const c10::List<at::Tensor> empty;
+  const int64_t step = 10;
+  return {
+      {"lowbit::optimizer_update_32bit",
+       "",
+       {"adam", g, p, m, v, none, 0.0, 0.0, 0.9, 0.999, 0.0, 0.0, 1e-8, 0.01, step, 1e-5, 1.0,
+        false}},
+      {"lowbit::optimizer_update_8bit_blockwise",
+       "",
+       {"adam", g, p, m8, v8, 0.9, 0.999, 0.0, 0.0, 1e-8, step, 1e-5, map1, map2, m_absmax,
+        v_absmax, 0.01, 1.0, false}},
+      {"lowbit::optimizer_update_8bit_blockwise",
+       "",
+       {"lion", g, p, m8, none, 0.9, 0.99, 0.0, 0.0, 0.0, step, 1e-5, map1, none, m_absmax, none,
+        0.01, 1.0, false}},
+      {"lowbit::optimizer_step_multi_tensor_32bit",
+       "",
+       {"adam", halves(g), halves(p), halves(m), halves(v), empty, 0.0,   0.9,  0.999, 0.0,
+        0.0,    1e-8,      0.01,      step,      1e-5,      1.0,   false, none, none,  none}},
+      {"lowbit::optimizer_step_multi_tensor_8bit",
+       "",
+       {"adam",
+        halves(g),
+        halves(p),
+        halves(m8),
+        halves(v8),
+        map1,
+        map2,
+        halves(m_absmax),
+        halves(v_absmax),
+        empty,
+        0.0,
+        0.9,
+        0.999,
+        0.0,
+        0.0,
+        1e-8,
+        0.01,
+        step,
+        1e-5,
+        1.0,
+        false,
+        none,
+        none,
+        none}},
+  };
 }
 
 /// `m`: rows of the activations.
@@ -126,6 +188,12 @@ int main(int argc, char** argv) {
           ->UseRealTime()
           ->Unit(benchmark::kMicrosecond);
     }
+  }
+  for (const Case& c : optimizer_cases()) {
+    const std::string name = c.op + "/" + c.arguments[0].toStringRef();
+    benchmark::RegisterBenchmark(name.c_str(), run, c)
+        ->UseRealTime()
+        ->Unit(benchmark::kMicrosecond);
   }
   benchmark::RunSpecifiedBenchmarks();
   return 0;

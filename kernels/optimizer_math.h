@@ -31,7 +31,31 @@ struct OptimizerCoefficients {
   float grad_scale;
   float norm_factor;  ///< |update|^2 = norm_factor * sum of (the direction that step_size scales)^2
   bool skip_zeros;
+  bool stochastic_rounding;
+  uint32_t rounding_key;
 };
+
+/// A mixer of 32 bits whose output bits depend evenly on those of the input (C. Wellons,
+/// "lowbias32").
+LOWBIT_HOST_DEVICE static inline uint32_t mix_bits(uint32_t x) {
+  x = (x ^ x >> 16) * 0x7feb352du;
+  x = (x ^ x >> 15) * 0x846ca68bu;
+  return x ^ x >> 16;
+}
+
+/// Of an element counted through all chunks of a call.
+LOWBIT_HOST_DEVICE static inline uint32_t rounding_bits(uint32_t key, int64_t element) {
+  const uint32_t high = static_cast<uint32_t>(element >> 32) * 0x9e3779b9u;
+  return mix_bits((static_cast<uint32_t>(element) + high) ^ key);
+}
+
+/// A float32's bits as those of a bfloat16: away from zero with the probability that the dropped
+/// bits are of a unit.
+LOWBIT_HOST_DEVICE static inline uint16_t round_to_bfloat(uint32_t bits, uint32_t random) {
+  if ((bits & 0x7f800000u) != 0x7f800000u)
+    return static_cast<uint16_t>((bits + (random & 0xffffu)) >> 16);
+  return static_cast<uint16_t>(bits >> 16 | ((bits & 0x7fffffu) != 0 ? 0x40u : 0u));
+}
 
 /// Bias corrections in double from the float32 betas.
 LOWBIT_HOST_DEVICE static inline OptimizerCoefficients optimizer_coefficients(
@@ -55,6 +79,8 @@ LOWBIT_HOST_DEVICE static inline OptimizerCoefficients optimizer_coefficients(
   c.grad_scale = h.gnorm_scale * scale;
   c.norm_factor = 1.0f;
   c.skip_zeros = h.skip_zeros;
+  c.stochastic_rounding = h.stochastic_rounding;
+  c.rounding_key = mix_bits(h.rounding_seed ^ mix_bits(static_cast<uint32_t>(step)));
   switch (kind) {
     case OptimizerKind::kAdam:
     case OptimizerKind::kAdEMAMix: {

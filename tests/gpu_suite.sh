@@ -160,6 +160,7 @@ run_bench() {
 if [ $bench = 1 ]; then
   run_bench 22 60 lowbit doctor
   run_bench 24 60 quantize_cuda_bench
+  run_bench 13 90 optimizer_cuda_bench
   run_bench 30 90 fourbit_matmul_cuda_bench --quick --md "$out/matmul.md" --json "$out/matmul.json"
   run_bench 6 120 lowbit bench generate --shape llama-8b --type nf4 --double-quant --device cuda:0 --new-tokens 64 --repeat 2
 fi

@@ -9,6 +9,8 @@
 #include "lowbit/nn/embedding.h"
 #include "lowbit/nn/linear.h"
 #include "lowbit/nn/state_dict.h"
+#include "lowbit/optim/optimizers.h"
+#include "lowbit/optim/pytorch_lars.h"
 #include "lowbit/quant_state.h"
 #include "lowbit/quantize.h"
 #include "lowbit/quantized_tensor.h"

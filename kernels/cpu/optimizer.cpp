@@ -11,6 +11,18 @@
 #include "validate.h"
 
 namespace lowbit::kernels::cpu {
+namespace {
+
+/// A rare wish that has no vector kernel.
+bool rounds_at_random(const OptimizerParams& p) {
+  if (p.dtype != DType::kBFloat16) return false;
+  for (int64_t i = 0; i < p.nhypers; ++i) {
+    if (p.hypers[i].stochastic_rounding) return true;
+  }
+  return false;
+}
+
+}  // namespace
 
 StateMap::StateMap(const float* map) noexcept : values(map), search(map) {
   const auto first = [&](auto&& holds) {
@@ -69,7 +81,7 @@ Status optimizer_limits(const OptimizerParams& p, int64_t begin, int64_t end) no
 
 Status optimizer_step(const OptimizerParams& p, int64_t begin, int64_t end) noexcept {
   const Isa isa = active_isa();
-  if (isa == Isa::kScalar) return ref::optimizer_step(p, begin, end);
+  if (isa == Isa::kScalar || rounds_at_random(p)) return ref::optimizer_step(p, begin, end);
   const Status status = check(p, begin, end, optimizer_chunks(p));
   if (!status.ok() || begin == end) return status;
 #if defined(__x86_64__)

@@ -160,6 +160,17 @@ class States {
   int64_t blocks_;
 };
 
+/// `element` counts through all chunks of the call.
+template <typename T>
+T rounded(const Coefficients& c, float p, int64_t element) {
+  if constexpr (std::is_same_v<T, BFloat>) {
+    if (c.stochastic_rounding) {
+      return {round_to_bfloat(std::bit_cast<uint32_t>(p), rounding_bits(c.rounding_key, element))};
+    }
+  }
+  return from_float<T>(p);
+}
+
 template <typename T>
 void step_chunk(const OptimizerParams& params, const OptimizerChunk& chunk) {
   const OptimizerTensor& t = *chunk.tensor;
@@ -176,7 +187,8 @@ void step_chunk(const OptimizerParams& params, const OptimizerChunk& chunk) {
                   to_float(static_cast<const T*>(t.g)[first + i])};
       states.read(first + i, block[i]);
       update(params, c, limit, block[i]);
-      static_cast<T*>(t.p)[first + i] = from_float<T>(block[i].p);
+      const int64_t element = chunk.chunk * kOptimizerChunk + first - chunk.first + i;
+      static_cast<T*>(t.p)[first + i] = rounded<T>(c, block[i].p, element);
     }
     states.write(first, count, block);
   }

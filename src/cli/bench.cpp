@@ -1,16 +1,13 @@
 // lowbit bench linear, lowbit bench quantize: speed of layers and of quantizing, beside float
 // layers and memory copies timed in the same run.
+#include "cli/bench.h"
+
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
-#include <chrono>
 #include <functional>
-#include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
-#include "cli/console.h"
 #include "cli/load.h"
 #include "lowbit/functional.h"
 #include "lowbit/quantize.h"
@@ -32,79 +29,12 @@ Shape parse_shape(const std::string& text) {
   return shape;
 }
 
-struct Timing {
-  double median = 0, spread = 0;  // seconds; (p90 - p10) / median
-};
-
-/// Runs the contestants in turns, each for about `seconds` in all, and returns their medians.
-std::vector<Timing> time_in_turns(const std::vector<std::function<void()>>& contestants,
-                                  double seconds) {
-  using clock = std::chrono::steady_clock;
-  std::vector<std::vector<double>> times(contestants.size());
-  for (const auto& run : contestants) run();  // warm
-  double spent = 0;
-  const double budget = seconds * static_cast<double>(contestants.size());
-  while (spent < budget || times.front().size() < 5) {
-    for (size_t i = 0; i < contestants.size(); ++i) {
-      const auto start = clock::now();
-      contestants[i]();
-      times[i].push_back(std::chrono::duration<double>(clock::now() - start).count());
-      spent += times[i].back();
-    }
-  }
-  std::vector<Timing> result;
-  for (auto& t : times) {
-    std::sort(t.begin(), t.end());
-    const double median = t[t.size() / 2];
-    result.push_back({median, (t[t.size() * 9 / 10] - t[t.size() / 10]) / median});
-  }
-  return result;
-}
-
 QuantizationConfig scheme_config(const std::string& type, bool double_quant) {
   if (type == "nf4") return QuantizationConfig::nf4().double_quant(double_quant);
   if (type == "fp4") return QuantizationConfig::fp4().double_quant(double_quant);
   if (type == "int8") return QuantizationConfig::int8(6.0);
   return QuantizationConfig::int8_weight_only();
 }
-
-struct Output {
-  std::string format = "md";
-  bool json = false;
-  int threads = 0;
-  double seconds = 0.3;
-
-  void add_to(CLI::App& command) {
-    command.add_option("--format", format, "md or csv")
-        ->capture_default_str()
-        ->check(CLI::IsMember({"md", "csv"}));
-    command.add_flag("--json", json, "Print as JSON");
-    command.add_option("--threads", threads, "CPU threads (default: all cores)")
-        ->check(CLI::PositiveNumber);
-    command.add_option("--seconds", seconds, "Time spent on each measurement")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
-  }
-  void begin() const {
-    if (threads > 0) at::set_num_threads(threads);
-  }
-  void print(const Table& table, const nlohmann::ordered_json& rows) const {
-    if (json) {
-      std::cout << nlohmann::ordered_json{{"isa", cpu_isa()},
-                                          {"threads", at::get_num_threads()},
-                                          {"rows", rows}}
-                       .dump(2)
-                << '\n';
-      return;
-    }
-    if (format == "csv") {
-      std::cout << table.text(Table::Format::kCsv);
-      return;
-    }
-    std::cout << table.text() << "CPU, " << cpu_isa() << ", " << at::get_num_threads()
-              << " threads\n";
-  }
-};
 
 struct LinearBench {
   std::vector<std::string> shapes = {"4096x4096", "14336x4096", "1536x576"};
@@ -224,8 +154,8 @@ struct QuantizeBench {
 }  // namespace
 
 void add_bench(CLI::App& app) {
-  auto* bench =
-      app.add_subcommand("bench", "Measure layers, quantization or generation on this machine");
+  auto* bench = app.add_subcommand(
+      "bench", "Measure layers, quantization, optimizers or generation on this machine");
   bench->require_subcommand(1);
   bench->footer("Example:\n  lowbit bench linear --shapes 4096x4096 --m 1,8,64 --type nf4");
 
@@ -270,6 +200,7 @@ void add_bench(CLI::App& app) {
   command->footer("Example:\n  lowbit bench quantize --type nf4 --dtype bfloat16");
   command->callback([quantize] { (*quantize)(); });
 
+  add_bench_optimizer(*bench);
   add_bench_generate(*bench);
 }
 

@@ -16,7 +16,8 @@ void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_doctor(CLI::App& app);
 
-/// `bench generate`, in a file of its own.
+/// `bench generate` and `bench optimizer`, in files of their own.
 void add_bench_generate(CLI::App& bench);
+void add_bench_optimizer(CLI::App& bench);
 
 }  // namespace lowbit::cli

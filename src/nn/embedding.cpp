@@ -10,6 +10,7 @@
 #include "nn/quantize.h"
 #include "ops/check.h"
 #include "tensor/linear.h"
+#include "tensor/state_hint.h"
 
 namespace lowbit::nn {
 namespace {
@@ -152,6 +153,7 @@ EmbeddingImpl::EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim)
 EmbeddingImpl::EmbeddingImpl(torch::nn::EmbeddingOptions options)
     : torch::nn::EmbeddingImpl(std::move(options)) {
   if (!this->options._weight().defined()) draw_stable(weight, this->options.padding_idx());
+  tensor::request_float32_states(weight);
 }
 
 StableEmbeddingImpl::StableEmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim)
@@ -179,6 +181,7 @@ void StableEmbeddingImpl::reset() {
     weight = register_parameter("weight", at::empty({rows, dim}));
     draw_stable(weight, options.padding_idx());
   }
+  tensor::request_float32_states(weight);
   norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({dim})));
 }
 

@@ -144,7 +144,7 @@ TEST_F(Cli, EveryCommandHasHelpWithAnExample) {
   EXPECT_NE(works("--help").out.find("Example"), std::string::npos);
   for (const char* command :
        {"quantize", "dequantize", "run", "chat", "ppl", "logits", "tokenize", "inspect", "bench",
-        "bench linear", "bench quantize", "bench generate", "doctor"}) {
+        "bench linear", "bench quantize", "bench optimizer", "bench generate", "doctor"}) {
     EXPECT_NE(works(std::string(command) + " --help").out.find("Example"), std::string::npos)
         << command;
   }
@@ -159,7 +159,8 @@ TEST_F(Cli, UsageErrorsExitWithTwo) {
         "quantize " + model_ + " " + path("q") + " --type nf4 --blocksize 48", std::string("run"),
         "ppl " + model_, "logits " + model_ + " -o x --ids 1 --text a",
         "run " + model_ + " -p a --top-p 2", "tokenize " + model_ + " --decode \"1 x\"",
-        std::string("bench linear --shapes 12"), std::string("bench")}) {
+        std::string("bench linear --shapes 12"), std::string("bench"),
+        std::string("bench optimizer --optimizers adamw4bit")}) {
     const auto outcome = lowbit(arguments);
     EXPECT_EQ(outcome.code, 2) << arguments << "\n" << outcome.out << outcome.err;
     EXPECT_FALSE(outcome.err.empty()) << arguments;
@@ -275,6 +276,15 @@ TEST_F(Cli, BenchesPrintEveryForm) {
   EXPECT_NE(csv.find("N x K,"), std::string::npos);
   EXPECT_FALSE(
       works("bench quantize --elements 65536 --seconds 0.01 --json").parsed()["rows"].empty());
+  const auto steps =
+      works(
+          "bench optimizer --elements 65536 --tensors 4 --optimizers adamw8bit,lion32bit "
+          "--seconds 0.01 --json")
+          .parsed()["rows"];
+  ASSERT_EQ(steps.size(), 2u);
+  EXPECT_EQ(steps[0]["state_bytes_per_parameter"], 2 + 8.0 / 256);
+  EXPECT_EQ(steps[1]["state_bytes_per_parameter"], 4);
+  EXPECT_GT(steps[0]["part_of_copy"].get<double>(), 0.0);
   const auto generate =
       works("bench generate " + model_ + " --prompt-tokens 16 --new-tokens 4 --repeat 1 --json")
           .parsed();

@@ -67,6 +67,7 @@ std::vector<Case> CudaOps::cases() {
       }
       add_products(all, dtype, width, suffix);
     }
+    add_optimizers(all, dtype);
   }
   add_integers(all);
   return all;
@@ -251,6 +252,66 @@ void CudaOps::add_integers(std::vector<Case>& all) {
                  [](const Tensors& t) {
                    return call("lowbit::int8_mixed_scaled_mm", t[0], t[1], t[2], t[3], t[4], t[5]);
                  }});
+}
+
+/// Steps from given states. The ops write in place: results are copies.
+void CudaOps::add_optimizers(std::vector<Case>& all, at::ScalarType dtype) {
+  const auto g = [this, dtype] { return normal({53, 97}, dtype); };
+  constexpr int64_t kBlocks = (53 * 97 + 255) / 256, kStep = 5;
+  const std::string suffix = c10::str(" ", ops::dtype_name(dtype));
+  const c10::List<at::Tensor> none;
+  const Tensors floats{g(), g(), normal({53, 97}), normal({53, 97}).abs()};
+  const Tensors codes{g(),
+                      g(),
+                      integers(0, 256, {53, 97}, at::kByte),
+                      integers(0, 256, {53, 97}, at::kByte),
+                      normal({kBlocks}).abs(),
+                      normal({kBlocks}).abs(),
+                      create_dynamic_map(true),
+                      create_dynamic_map(false)};
+  all.push_back({"optimizer_update_32bit" + suffix, floats, g,
+                 [](const Tensors& t) {
+                   const at::Tensor p = t[1].clone(), m = t[2].clone(), v = t[3].clone();
+                   call("lowbit::optimizer_update_32bit", "adam", t[0], p, m, v, c10::IValue(), 0.0,
+                        0.0, 0.9, 0.999, 0.0, 0.0, 1e-8, 0.01, kStep, 1e-3, 1.0, false);
+                   return Tensors{p, m, v};
+                 },
+                 Agreement::kBits});
+  all.push_back({"optimizer_step_multi_tensor_32bit" + suffix, floats, g,
+                 [none](const Tensors& t) {
+                   const Tensors p{t[1].clone(), t[1].clone()}, m{t[2].clone(), t[3].clone()};
+                   call("lowbit::optimizer_step_multi_tensor_32bit", "lion", Tensors{t[0], t[0]}, p,
+                        m, none, none, 0.0, 0.9, 0.99, 0.0, 0.0, 0.0, 0.01, kStep, 1e-3, 1.0,
+                        false);
+                   return Tensors{p[0], p[1], m[0], m[1]};
+                 },
+                 Agreement::kBits});
+  // Only p sees the device's approximate root and quotient.
+  for (const bool states : {true, false}) {
+    const Agreement agreement = states ? Agreement::kBits : Agreement::kSums;
+    const std::string part = (states ? " states" : " p") + suffix;
+    all.push_back({"optimizer_update_8bit_blockwise" + part, codes, g,
+                   [states](const Tensors& t) {
+                     Tensors s;
+                     for (size_t i = 1; i < 6; ++i) s.push_back(t[i].clone());
+                     call("lowbit::optimizer_update_8bit_blockwise", "adam", t[0], s[0], s[1], s[2],
+                          0.9, 0.999, 0.0, 0.0, 1e-8, kStep, 1e-3, t[6], t[7], s[3], s[4], 0.01,
+                          1.0, false);
+                     return states ? Tensors(s.begin() + 1, s.end()) : Tensors{s[0]};
+                   },
+                   agreement});
+    all.push_back({"optimizer_step_multi_tensor_8bit" + part, codes, g,
+                   [states, none](const Tensors& t) {
+                     Tensors s;
+                     for (size_t i = 1; i < 6; ++i) s.push_back(t[i].clone());
+                     call("lowbit::optimizer_step_multi_tensor_8bit", "adam", Tensors{t[0]},
+                          Tensors{s[0]}, Tensors{s[1]}, Tensors{s[2]}, t[6], t[7], Tensors{s[3]},
+                          Tensors{s[4]}, none, 0.0, 0.9, 0.999, 0.0, 0.0, 1e-8, 0.01, kStep, 1e-3,
+                          1.0, false);
+                     return states ? Tensors(s.begin() + 1, s.end()) : Tensors{s[0]};
+                   },
+                   agreement});
+  }
 }
 
 std::string first_difference(const at::Tensor& a, const at::Tensor& b) {

@@ -63,6 +63,7 @@ class CudaOps : public ::testing::Test {
   void add_products(std::vector<Case>& all, at::ScalarType dtype, int64_t width,
                     const std::string& suffix);
   void add_integers(std::vector<Case>& all);
+  void add_optimizers(std::vector<Case>& all, at::ScalarType dtype);
 
   at::Generator generator_ = at::detail::createCPUGenerator(seed());
 };

@@ -96,7 +96,7 @@ LOWBIT_EMBEDDING(Embedding8bit);
 #undef LOWBIT_EMBEDDING
 
 /// torch::nn::Embedding with Xavier-uniform weights (the padding row is zero), which 8-bit
-/// optimizers cope with better than normal ones.
+/// optimizers cope with better than normal ones. Those of lowbit keep float32 states for it.
 class EmbeddingImpl : public torch::nn::EmbeddingImpl {
  public:
   EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim);

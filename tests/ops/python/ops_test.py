@@ -82,6 +82,38 @@ def samples():
         "linear_8bit_weight_only": [((grad_x, CB, SCB, grad_bias), {})],
         "linear_8bit_backward_input": [((torch.randn(2, 3, 48, requires_grad=True), CB, SCB), {})],
         "embedding_8bit": [((ids, CB, SCB, torch.bfloat16), {})],
+        **optimizer_samples(),
+    }
+
+
+def optimizer_samples():
+    p, g = torch.randn(600), torch.randn(600)
+    signed, unsigned = torch.linspace(-1, 1, 256), torch.linspace(0, 1, 256)
+    floats = lambda: [torch.zeros(600), torch.zeros(600)]
+    codes = lambda: [torch.zeros(600, dtype=torch.uint8) for _ in range(2)]
+    absmax = lambda: [torch.zeros(3), torch.zeros(3)]
+    betas = (0.9, 0.999, 0.0, 0.0)  # beta3 and alpha last
+    pair, grads = [p.clone(), p.clone()], [g.clone(), g.clone()]
+    lr_value = torch.full((1,), 1e-3)
+    return {
+        "optimizer_update_32bit": [
+            (("adam", g, p, *floats(), None, 0.0, 0.0, *betas, 1e-8, 0.01, 1, 1e-3, 1.0), {}),
+            (("lars", g, p, torch.zeros(600), None, torch.zeros(1), 0.02, 3.0, *betas, 0.0, 0.0, 1, 1e-3, 1.0), {}),
+        ],
+        "optimizer_update_8bit_blockwise": [
+            (("adam", g, p, *codes(), *betas, 1e-8, 1, 1e-3, signed, unsigned, *absmax(), 0.01, 1.0), {}),
+            (("lion", g, p, codes()[0], None, *betas, 0.0, 1, 1e-3, signed, None, absmax()[0], None, 0.0, 1.0), {}),
+        ],
+        "optimizer_step_multi_tensor_32bit": [
+            (("adam", grads, pair, floats(), floats(), [], 0.0, *betas, 1e-8, 0.01, 1, 1e-3), {"lr_value": lr_value}),
+        ],
+        "optimizer_step_multi_tensor_8bit": [
+            (
+                ("adam", grads, pair, codes(), codes(), signed, unsigned, absmax(), absmax(), [], 0.0)
+                + (*betas, 1e-8, 0.01, 1, 1e-3),
+                {},
+            ),
+        ],
     }
 
 

@@ -59,6 +59,10 @@ struct OptimizerHyper {
   float param_norm = -1;  ///< |p| when the caller knows it; negative: it is computed.
   /// Elements whose gradient (kMomentum, kRMSprop, kAdagrad: h) is 0 keep p and their states.
   bool skip_zeros = false;
+  /// bfloat16 p only: rounded up or down at random, so that the mean of many roundings is exact.
+  /// The random bits are a hash of the seed, the step and the element's place in the call.
+  bool stochastic_rounding = false;
+  uint32_t rounding_seed = 0;
   // One value each in memory of the device that runs the kernel, read when it runs, in place of the
   // fields above (lr and step) or as one more factor (gnorm_scale). Null: not used.
   const float* lr_value = nullptr;
@@ -121,5 +125,13 @@ Status optimizer_limits(const OptimizerParams& params, int64_t begin, int64_t en
 /// Unit: chunk. The bits of ref::optimizer_step.
 Status optimizer_step(const OptimizerParams& params, int64_t begin, int64_t end) noexcept;
 }  // namespace cpu
+
+/// Norms, limits and steps of all chunks, in builds with CUDA. One launch for up to 480 tensors
+/// (two more where an update is limited); tensors and hypers may be freed when it returns. States
+/// and absmax are the bits of the CPU; p too with float32 states, and within 2e-6 of an update with
+/// 8-bit ones.
+namespace cuda {
+Status optimizer_step(const OptimizerParams& params, Stream stream) noexcept;
+}
 
 }  // namespace lowbit::kernels

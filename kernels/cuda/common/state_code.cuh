@@ -1,0 +1,145 @@
+// Codes of 8-bit optimizer states: decoding without bank conflicts worth the name, encoding with
+// one look into a table.
+//
+// A state's code is found from its magnitude: the signed dynamic map is symmetric around code 127
+// (value 0), a tie goes to the even code on either side, and 127 + r and 127 - r have the same
+// parity, so one table of ranks r serves both signs. As in nearest_code.cuh a bucket is 1/128
+// octave: it holds at most one boundary of the dynamic maps, and its word says all that is left to
+// know: the rank below the boundary, and the low 16 bits of the boundary. Maps that are not like
+// that (two boundaries in a bucket, not symmetric) are searched by bisection.
+#pragma once
+
+#include <cstdint>
+
+#include "optimizer_math.h"
+
+namespace lowbit::kernels::cuda {
+
+/// The next float towards -inf, where subnormals do not exist; zero's is the smallest negative one.
+__device__ __forceinline__ float float_below(float x) {
+  const int bits = __float_as_int(x);
+  if ((bits & 0x7fffffff) == 0) return __int_as_float(0x80800000);
+  return __int_as_float(bits < 0 ? bits + 1 : bits - 1);
+}
+
+/// 256 ascending values, and how a normalized state is turned into a code. kSigned: state1 (codes
+/// 127 - r and 127 + r); otherwise all values count from code 0.
+template <bool kSigned>
+struct StateCode {
+  static constexpr int kOctaves = 24;
+  static constexpr uint32_t kLowest = (127 - kOctaves) << 7;  // bucket of 2^-24
+  static constexpr int kBuckets = (kOctaves << 7) + 1;        // the last one holds 1.0
+  // Every value eight times: four lanes of a warp share four banks, not 32 lanes a bank.
+  static constexpr int kCopies = 8;
+  static constexpr int kZero = kSigned ? 127 : 0;  // code of 0
+
+  float values[256 * kCopies];
+  uint32_t table[kBuckets];  // boundary's low bits << 16 | rank below it
+  float boundaries[256];     // [1, 255]: code = number of boundaries below y
+  int search;                // bisect instead
+
+  /// All threads of the block; begins and ends with a barrier.
+  __device__ void fill(const float* __restrict__ map) {
+    __syncthreads();
+    if (threadIdx.x == 0) search = 0;
+    for (int i = threadIdx.x; i < 256 * kCopies; i += blockDim.x) values[i] = map[i / kCopies];
+    for (int k = threadIdx.x; k < 256; k += blockDim.x) {
+      if (k == 0) continue;
+      const float middle = __fmul_rn(__fadd_rn(map[k - 1], map[k]), 0.5f);
+      boundaries[k] = k % 2 == 0 ? float_below(middle) : middle;
+    }
+    __syncthreads();
+    for (int k = threadIdx.x; k < 256; k += blockDim.x) {
+      if (k == 0) continue;
+      bool plain = k == 1 || boundaries[k] > boundaries[k - 1];
+      if (kSigned) plain = plain && (k > 127 || map[k - 1] == -map[255 - k]) && map[127] == 0.0f;
+      if (!kSigned) plain = plain && map[0] == 0.0f;
+      if (k > kZero) {
+        const float b = boundaries[k];
+        plain = plain && b > 0x1p-24f && b < 1.0f &&
+                (k == kZero + 1 ||
+                 __float_as_uint(b) >> 16 != __float_as_uint(boundaries[k - 1]) >> 16);
+      }
+      if (!plain) search = 1;
+    }
+    __syncthreads();
+    if (search) {  // repeated values give their smallest index
+      if (threadIdx.x == 0) {
+        for (int k = 2; k < 256; ++k) boundaries[k] = fmaxf(boundaries[k], boundaries[k - 1]);
+      }
+      __syncthreads();
+      return;
+    }
+    // A run of buckets for each thread: one bisection, then steps.
+    const int run = (kBuckets + blockDim.x - 1) / blockDim.x;
+    const int begin = threadIdx.x * run, end = min(begin + run, kBuckets);
+    if (begin < end) {
+      int rank = count_below(__uint_as_float((kLowest + begin) << 16)) - kZero;
+      for (int i = begin; i < end; ++i) {
+        const uint32_t first = (kLowest + i) << 16;
+        while (rank + kZero < 255 && __uint_as_float(first) > boundaries[rank + kZero + 1]) ++rank;
+        uint32_t low = 0xffffu;  // no low bits are larger
+        if (rank + kZero < 255) {
+          const uint32_t bits = __float_as_uint(boundaries[rank + kZero + 1]);
+          if (bits >> 16 == first >> 16) low = bits & 0xffffu;
+        }
+        table[i] = low << 16 | static_cast<uint32_t>(max(rank, 0));
+      }
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ float decode(uint32_t code) const {
+    return values[code * kCopies + threadIdx.x % kCopies];
+  }
+
+  /// y: a state over the largest magnitude of its block, a number of at most 1.
+  template <CodeRule kRule>
+  __device__ __forceinline__ uint32_t encode(float y) const {
+    const uint32_t bits = __float_as_uint(fmaxf(fabsf(y), 0x1p-24f));
+    const uint32_t word = table[(bits >> 16) - kLowest];
+    int rank = static_cast<int>((word & 0xffffu) + (bits << 16 > word ? 1u : 0u));
+    if constexpr (!kSigned) {
+      return static_cast<uint32_t>(kRule == CodeRule::kPositive && y > 0.0f ? max(rank, 1) : rank);
+    } else if constexpr (kRule == CodeRule::kPositive) {
+      return static_cast<uint32_t>(127 + (y > 0.0f ? max(rank, 1) : rank));
+    } else {
+      // A negative value, -0 too, never reads as +0; -1 is not in the map.
+      const bool negative = __float_as_int(y) < 0;
+      return static_cast<uint32_t>(negative ? 127 - min(max(rank, 1), 127) : 127 + rank);
+    }
+  }
+
+  /// Any map, any y.
+  template <CodeRule kRule>
+  __device__ __noinline__ uint32_t encode_general(float y) const {
+    if (!(y == y)) return 0;
+    int code = count_below(y);
+    const auto value = [&](int k) { return values[k * kCopies]; };
+    if (kRule == CodeRule::kKeepSign) {
+      const bool negative = __float_as_int(y) < 0;
+      const bool reads_negative = __float_as_int(value(code)) < 0;
+      code += negative == reads_negative ? 0 : negative ? -1 : 1;
+    } else if (kRule == CodeRule::kPositive && y > 0.0f) {
+      while (code < 255 && !(value(code) > 0.0f)) ++code;
+    }
+    return static_cast<uint32_t>(min(max(code, 0), 255));
+  }
+
+ private:
+  /// Number of boundaries below y.
+  __device__ __forceinline__ int count_below(float y) const {
+    int low = 0, high = 255;
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (y > boundaries[middle]) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return low;
+  }
+};
+
+}  // namespace lowbit::kernels::cuda
