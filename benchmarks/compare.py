@@ -85,13 +85,20 @@ def side_by_side(a, b):
     return text + "\n" + markdown(header, rows)
 
 
+def load(path):
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit("compare: %s cannot be read: %s" % (path, error))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a")
     parser.add_argument("b")
     parser.add_argument("-o", "--output", help="write the table here, too")
     args = parser.parse_args()
-    text = side_by_side(*(json.loads(pathlib.Path(path).read_text()) for path in (args.a, args.b)))
+    text = side_by_side(load(args.a), load(args.b))
     sys.stdout.write(text)
     if args.output:
         pathlib.Path(args.output).write_text(text)

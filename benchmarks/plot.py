@@ -37,7 +37,10 @@ def markdown_rows(text):
 
 def read(path):
     """{"bench", "title", "name", "rows"}: rows of bench linear or bench quantize, whatever wrote them."""
-    text = pathlib.Path(path).read_text()
+    try:
+        text = pathlib.Path(path).read_text()
+    except OSError as error:
+        raise SystemExit("plot: %s" % error)
     if path.endswith(".md"):
         rows, before = markdown_rows(text)
         machine = (re.search(r"NVIDIA [^,.]*|CPU, [^.]*", before) or [""])[0]
@@ -53,7 +56,10 @@ def read(path):
             made.append({"n": n, "k": k, "m": int(r["M"]), "type": r.get("type", "nf4"), "kernel": r.get("kernel", ""),
                          "backward": r.get("pass") == "backward", "ratio": float(r["ratio"].rstrip("x"))})
         return {"bench": "linear", "title": title, "name": "lowbit", "rows": made}
-    data = json.loads(text)
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise SystemExit("plot: %s is no JSON: %s" % (path, error))
     if isinstance(data, list):  # fourbit_matmul_cuda_bench
         rows = [{**r, "type": "nf4", "backward": False, "ratio": r["cublas_us"] / r["us"]} for r in data]
         return {"bench": "linear", "title": "", "name": "lowbit", "rows": rows}

@@ -7,7 +7,7 @@
 Without --lowbit, bitsandbytes alone is measured; benchmarks/compare.py joins two files later.
 """
 import argparse
-import warnings
+import logging
 
 import torch
 
@@ -73,7 +73,7 @@ def main():
     parser.add_argument("--backward", action="store_true", help="also the gradient of the input")
     stopwatch.add_options(parser)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*cast from .* to float16.*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each cast to float16
 
     device, dtype = stopwatch.choose_device(args.device), getattr(torch, args.dtype)
     watch = stopwatch.Stopwatch(device, args.seconds)

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 
@@ -77,8 +78,10 @@ void BenchOptions::add_to(CLI::App& command) {
 
 at::Device BenchOptions::begin() const {
   for (const std::string& path : outputs) {
-    if (!std::ofstream(path, std::ios::app)) {
-      throw std::runtime_error("--output " + path + " cannot be written");
+    const auto folder = std::filesystem::absolute(path).parent_path();
+    if (!std::filesystem::is_directory(folder)) {
+      throw std::runtime_error("--output " + path + " cannot be written: there is no folder " +
+                               folder.string());
     }
   }
   if (threads > 0) at::set_num_threads(threads);

@@ -318,6 +318,8 @@ TEST_F(Cli, BenchRefusesWhatItCannotMeasure) {
   fails(few + "--device cuda:99", "--device cuda:99: ");
   fails("bench quantize --elements 4096 --device gpu", "auto, cpu, cuda or cuda:N, got gpu");
   fails(few + "-o " + path("no/such/folder/t.md"), "no/such/folder/t.md cannot be written");
+  fails(few + "--device cuda:99 -o " + path("none.md"), "--device cuda:99: ");
+  EXPECT_FALSE(fs::exists(path("none.md")));
   EXPECT_EQ(lowbit(few + "-o table.txt").code, 2);
   EXPECT_EQ(lowbit("bench linear --blocksize 48").code, 2);
 }
