@@ -25,9 +25,11 @@ constexpr double kOutlierScale = 20.0;
 /// Copies of a weight, taken in turns, that together are more than four times the cache.
 int64_t rotation(int64_t bytes, int64_t cache) { return cache == 0 ? 1 : 4 * cache / bytes + 2; }
 
-std::vector<at::Tensor> copies(const at::Tensor& weight, int64_t count) {
-  std::vector<at::Tensor> all = {weight};
-  while (static_cast<int64_t>(all.size()) < count) all.push_back(weight.clone());
+/// `count` weights, each in memory of its own.
+template <class Make>
+std::vector<at::Tensor> made(const Make& make, int64_t count) {
+  std::vector<at::Tensor> all;
+  while (static_cast<int64_t>(all.size()) < count) all.push_back(make());
   return all;
 }
 
@@ -100,10 +102,11 @@ struct LinearBench {
       const auto w =
           at::empty({shape.n, shape.k}, at::device(device).dtype(scalar)).normal_(0, 0.02);
       const int64_t cache = cache_bytes(device);
-      const auto float_weights = copies(w, rotation(static_cast<int64_t>(w.nbytes()), cache));
+      const auto float_weights =
+          made([&] { return w.clone(); }, rotation(static_cast<int64_t>(w.nbytes()), cache));
       for (const auto& type : types) {
-        const auto qw = quantize(w, config(type));
-        const auto weights = copies(qw, rotation(quantized_nbytes(qw), cache));
+        const auto quantized = [&] { return quantize(w, config(type)); };
+        const auto weights = made(quantized, rotation(quantized_nbytes(quantized()), cache));
         for (const int64_t tokens : m) {
           for (int pass = 0; pass < (with_backward ? 2 : 1); ++pass) {
             measure(watch, ceilings, shape, tokens, type, pass == 1, weights, float_weights,
