@@ -4,8 +4,9 @@
 #
 #   tests/gpu_suite.sh --bin DIR [--out DIR] [--skip-tests] [--skip-sanitizer] [--skip-bench]
 #
-# Prints tables; --out gets the whole output: tests.log, sanitizer.log, bench.log, matmul.md, matmul.json. Whatever
-# fails or hangs, the rest still runs. Exit code: 0 when all passed, 1 otherwise.
+# Prints tables; --out gets the whole output: tests.log, sanitizer.log, bench.log; linear, quantize and matmul as .md
+# and .json, kernels_quantize.md; plots (.svg); where Python has bitsandbytes, its results (bitsandbytes_*.json) and the
+# comparison (compare_*.md). Whatever fails or hangs, the rest still runs. Exit code: 0 when all passed, 1 otherwise.
 set -uo pipefail
 root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/..
 bin= out= tests=1 sanitizer=1 bench=1
@@ -157,12 +158,46 @@ run_bench() {
   [ $rc = 0 ] || { echo "FAILED, exit code $rc"; fail; }
 }
 
+# run_python LINES TIMEOUT SCRIPT ARGS...: the same for a script of benchmarks/.
+run_python() {
+  local lines=$1 limit=$2 name=$3 rc start; shift 3
+  start=$(date +%s)
+  printf '\n==> %s\n' "$name"
+  timeout -k 5 "$limit" python3 -B "$root/benchmarks/$name" "$@" >"$work/bench" 2>&1
+  rc=$?
+  { echo "==== $name $*"; cat "$work/bench"; } >>"$out/bench.log"
+  tail -n "$lines" "$work/bench" | cut -c1-180
+  echo "($(seconds "$start") s)"
+  [ $rc = 0 ] || { echo "FAILED, exit code $rc"; fail; }
+}
+
 if [ $bench = 1 ]; then
-  run_bench 22 60 lowbit doctor
-  run_bench 24 60 quantize_cuda_bench
+  start_bench=$(date +%s)
+  shapes=14336x4096,4096x4096 tokens=1,8,16,32,64,128,512,2048
+  run_bench 36 60 lowbit doctor
+  run_bench 16 60 quantize_cuda_bench $((1 << 28)) "$out/kernels_quantize.md"
   run_bench 13 90 optimizer_cuda_bench
+  run_bench 18 60 lowbit bench quantize --device cuda:0 --seconds 0.03 -o "$out/quantize.md" -o "$out/quantize.json"
+  run_bench 102 60 lowbit bench linear --device cuda:0 --shapes $shapes --m $tokens --type nf4,fp4,int8 --backward \
+    --seconds 0.03 -o "$out/linear.md" -o "$out/linear.json"
   run_bench 30 90 fourbit_matmul_cuda_bench --quick --md "$out/matmul.md" --json "$out/matmul.json"
   run_bench 6 120 lowbit bench generate --shape llama-8b --type nf4 --double-quant --device cuda:0 --new-tokens 64 --repeat 2
+  peer=
+  if python3 -c 'import torch, bitsandbytes' >/dev/null 2>&1; then
+    peer=1
+    run_python 2 90 peers/linear.py --device cuda:0 --shapes $shapes --m $tokens --type nf4,int8 --seconds 0.03 \
+      -o "$out/bitsandbytes_linear.json"
+    run_python 2 90 peers/quantize.py --device cuda:0 --seconds 0.03 -o "$out/bitsandbytes_quantize.json"
+    for what in linear quantize; do
+      run_python 40 20 compare.py "$out/$what.json" "$out/bitsandbytes_$what.json" -o "$out/compare_$what.md"
+    done
+  else
+    printf '\nPython has no bitsandbytes (pip install bitsandbytes): not compared\n'
+  fi
+  for what in linear quantize; do
+    run_python 2 20 plot.py "$out/$what.json" ${peer:+"$out/bitsandbytes_$what.json"} -o "$out/$what.svg"
+  done
+  echo "all benchmarks: $(seconds "$start_bench") s"
 fi
 
 echo

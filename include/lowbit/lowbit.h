@@ -1,6 +1,7 @@
 // Everything.
 #pragma once
 
+#include "lowbit/cuda_info.h"
 #include "lowbit/error.h"
 #include "lowbit/functional.h"
 #include "lowbit/llm/auto.h"

@@ -22,7 +22,6 @@ __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const T* __restrict__ input, int64_t numel, const float* __restrict__ code,
                     uint8_t* __restrict__ codes, float* __restrict__ absmax, int64_t first_tile,
                     int64_t end_tile) {
-  constexpr int kBlocksize = kLanes * 8;
   constexpr int kGroups = kThreads / kLanes;
   __shared__ NearestCode nearest;
   nearest.fill(code);

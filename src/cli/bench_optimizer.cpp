@@ -1,13 +1,13 @@
 // lowbit bench optimizer: steps beside torch's fused AdamW and memory copies timed in the same run.
 #include <ATen/ATen.h>
-#include <torch/cuda.h>
 
 #include <map>
 #include <memory>
 
-#include "cli/bench.h"
+#include "cli/bench_report.h"
 #include "cli/commands.h"
 #include "cli/load.h"
+#include "cli/stopwatch.h"
 #include "lowbit/optim/optimizers.h"
 
 namespace lowbit::cli {
@@ -63,12 +63,11 @@ struct OptimizerBench {
   std::vector<std::string> names = {"adamw8bit", "adamw32bit", "ademamix8bit", "lion8bit",
                                     "sgd8bit"};
   int64_t elements = 0, tensors = 1;
-  std::string dtype = "bfloat16", device = "cpu";
-  Output output;
+  std::string dtype = "bfloat16";
+  BenchOptions bench;
 
   void operator()() const {
-    output.begin();
-    const at::Device place(device);
+    const at::Device place = bench.begin();
     const bool on_cuda = place.is_cuda();
     const int64_t count = elements > 0 ? elements : on_cuda ? int64_t{1} << 28 : int64_t{1} << 24;
     const auto options = at::TensorOptions().dtype(llm::dtype_from_name(dtype)).device(place);
@@ -77,46 +76,45 @@ struct OptimizerBench {
       params.push_back((at::randn({count / tensors}, options) * 0.02).requires_grad_());
       params.back().mutable_grad() = at::randn({count / tensors}, options) * 0.01;
     }
-    // A device is done when it says so.
-    const auto timed = [&](std::function<void()> work) -> std::function<void()> {
-      return [work = std::move(work), on_cuda] {
-        work();
-        if (on_cuda) torch::cuda::synchronize();
-      };
-    };
     const at::Tensor from = at::randn({count}, options), to = at::empty({count}, options);
-    const auto copy = timed([&] { at::Tensor(to).copy_(from); });
     const auto numel = static_cast<double>(count / tensors * tensors);
     const auto item = static_cast<double>(from.element_size());
     FusedAdamW fused(params);
-    Table table({"optimizer", "tensors", "elements", "us", "spread %", "GB/s", "% of copy",
-                 "state B/param", "torch fused us", "ratio"});
-    auto rows = nlohmann::ordered_json::array();
+    const Stopwatch watch(place, bench.seconds);
+    BenchReport report("optimizer", place,
+                       {"optimizer", "tensors", "elements", "us", "spread %", "rate", "% of copy",
+                        "state B/param", "torch fused us", "ratio"},
+                       {{"dtype", dtype}, {"tensors", tensors}, {"elements", count}});
+    report.add_ceiling("copy", watch.copy_rate(), "B");
+    report.add_note(
+        "Bytes are those that must move: parameters and states twice, gradients once. "
+        "torch's fused AdamW keeps its states in the parameters' dtype.");
     for (const std::string& name : names) {
       const auto optimizer = makers().at(name)(params);
-      const auto t = time_in_turns(
-          {timed([&] { optimizer->step(); }), copy, timed([&] { fused.step(); })}, output.seconds);
+      const auto t = watch({[&](int64_t) { optimizer->step(); },
+                            [&](int64_t) { at::Tensor(to).copy_(from, true); },
+                            [&](int64_t) { fused.step(); }});
       const auto states = static_cast<double>(optimizer->state_bytes());
       // p and states are read and written, g is read.
       const double bytes = 3 * item * numel + 2 * states, rate = bytes / t[0].median;
       const double ceiling = 2 * item * static_cast<double>(count) / t[1].median;
-      table.add({name, std::to_string(tensors), std::to_string(count), fixed(t[0].median * 1e6, 0),
-                 fixed(100 * t[0].spread, 0), fixed(rate / 1e9, 1), fixed(100 * rate / ceiling, 0),
-                 fixed(states / numel, 3), fixed(t[2].median * 1e6, 0),
-                 fixed(t[2].median / t[0].median, 2) + "x"});
-      rows.push_back({{"optimizer", name},
-                      {"tensors", tensors},
-                      {"elements", count},
-                      {"dtype", dtype},
-                      {"seconds", t[0].median},
-                      {"spread", t[0].spread},
-                      {"bytes_per_s", rate},
-                      {"part_of_copy", rate / ceiling},
-                      {"state_bytes_per_parameter", states / numel},
-                      {"torch_fused_adamw_seconds", t[2].median},
-                      {"ratio", t[2].median / t[0].median}});
+      report.add({name, std::to_string(tensors), std::to_string(count), fixed(t[0].median * 1e6, 0),
+                  fixed(100 * t[0].spread, 0), rate_text(rate, "B"), fixed(100 * rate / ceiling, 0),
+                  fixed(states / numel, 3), fixed(t[2].median * 1e6, 0),
+                  fixed(t[2].median / t[0].median, 2) + "x"},
+                 {{"optimizer", name},
+                  {"tensors", tensors},
+                  {"elements", count},
+                  {"dtype", dtype},
+                  {"seconds", t[0].median},
+                  {"spread", t[0].spread},
+                  {"bytes_per_s", rate},
+                  {"part_of_copy", rate / ceiling},
+                  {"state_bytes_per_parameter", states / numel},
+                  {"torch_fused_adamw_seconds", t[2].median},
+                  {"ratio", t[2].median / t[0].median}});
     }
-    output.print(table, rows, on_cuda ? place.str() : "");
+    report.print(bench);
   }
 };
 
@@ -141,11 +139,10 @@ void add_bench_optimizer(CLI::App& bench) {
   command->add_option("--dtype", work->dtype, "Of parameters and gradients")
       ->capture_default_str()
       ->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
-  command->add_option("--device", work->device, "cpu or cuda:N")->capture_default_str();
   command->footer(
       "Example:\n  lowbit bench optimizer --tensors 448 --elements 42000000 --optimizers "
       "adamw8bit");
-  work->output.add_to(*command);
+  work->bench.add_to(*command);
   command->callback([work] { (*work)(); });
 }
 

@@ -16,7 +16,9 @@ void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_doctor(CLI::App& app);
 
-/// `bench generate` and `bench optimizer`, in files of their own.
+/// What `bench` measures.
+void add_bench_linear(CLI::App& bench);
+void add_bench_quantize(CLI::App& bench);
 void add_bench_generate(CLI::App& bench);
 void add_bench_optimizer(CLI::App& bench);
 

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <memory>
 
+#include "lowbit/cuda_info.h"
 #include "lowbit/quantized_tensor.h"
 #include "lowbit/version.h"
 #include "ops/check.h"
@@ -93,9 +94,11 @@ at::Device choose_device(const FromPretrainedOptions& options, int64_t bytes) {
   LOWBIT_CHECK(index.has_value(), kOp, "device_map", "cpu, cuda, cuda:N or auto", name);
   LOWBIT_CHECK(kHasKernels, kOp, "device_map", "cpu or auto", name,
                "This lowbit was built without CUDA kernels: build it with LOWBIT_CUDA=ON");
-  LOWBIT_CHECK(*index < gpus(), kOp, "device_map",
-               c10::str("one of the ", gpus(), " GPUs that the CUDA driver shows"), name,
-               "nvidia-smi lists them");
+  LOWBIT_CHECK(
+      *index<gpus(), kOp, "device_map",
+             c10::str("one of the ", gpus(), " GPUs that the CUDA driver shows"), name, gpus()> 0
+          ? "nvidia-smi lists them."
+          : cuda_info().problem);
   const at::Device gpu(at::kCUDA, static_cast<c10::DeviceIndex>(*index));
   check_limit(options, gpu.str(), bytes);
   return gpu;

@@ -12,10 +12,10 @@
 #include <array>
 #include <mutex>
 
+#include "ops/cuda_support.h"
+
 namespace lowbit::ops::cuda {
 namespace {
-
-constexpr int kOldestArchitecture = 75;
 
 void check_cuda(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
@@ -48,15 +48,10 @@ Device& device_of(int index) {
   return device;
 }
 
-/// The tensor cores and instructions that the kernels are written for.
-void check_architecture(const char* op, int index) {
+void check_usable(const char* op, int index) {
   const Device& device = device_of(index);
   check_cuda(op, device.error);
-  const int capability = device.properties.compute_capability;
-  LOWBIT_CHECK(capability >= kOldestArchitecture, op, "device",
-               "a GPU of compute capability 7.5 (Turing) or later",
-               c10::str("cuda:", index, ", which has ", capability / 10, ".", capability % 10),
-               "Move the tensors to the CPU.");
+  check_architecture(op, index, device.properties.compute_capability);
 }
 
 at::Tensor matrix(const at::Tensor& tensor, int64_t rows, int64_t cols) {
@@ -66,13 +61,12 @@ at::Tensor matrix(const at::Tensor& tensor, int64_t rows, int64_t cols) {
 }  // namespace
 
 void refuse_launch(const char* op, const kernels::Status& status) {
-  const bool no_code = status.cuda_error == cudaErrorNoKernelImageForDevice ||
-                       status.cuda_error == cudaErrorInvalidDeviceFunction;
+  int driver = 0, runtime = 0;
+  (void)cudaDriverGetVersion(&driver);
+  (void)cudaRuntimeGetVersion(&runtime);
+  const std::string advice = cuda_advice(status.cuda_error, driver, runtime);
   TORCH_CHECK(false, op, ": CUDA refused the kernel: ", status.reason, " (error ",
-              status.cuda_error, ").",
-              no_code ? " This build has no code for this GPU: build with its architecture in "
-                        "LOWBIT_CUDA_ARCHITECTURES."
-                      : "");
+              status.cuda_error, ").", advice.empty() ? "" : " ", advice);
 }
 
 const kernels::DeviceProperties& properties(at::Device device) {
@@ -80,7 +74,7 @@ const kernels::DeviceProperties& properties(at::Device device) {
 }
 
 Scope::Scope(const char* op, at::Device device) : guard_(device) {
-  check_architecture(op, device.index());
+  check_usable(op, device.index());
   stream_.handle = c10::cuda::getCurrentCUDAStream(device.index()).stream();
 }
 

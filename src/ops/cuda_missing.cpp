@@ -1,7 +1,8 @@
-// What a CUDA tensor meets in a build without CUDA kernels: an error that names the op and the
-// argument.
+// A build without CUDA kernels: it says so, and a CUDA tensor meets an error that names the op and
+// the argument.
 #include <torch/library.h>
 
+#include "lowbit/cuda_info.h"
 #include "ops/check.h"
 
 namespace {
@@ -20,6 +21,14 @@ void refuse_cuda(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }
 
 }  // namespace
+
+namespace lowbit {
+
+CudaInfo cuda_info() {
+  return {.problem = "This build has no CUDA kernels: build it with LOWBIT_CUDA=ON."};
+}
+
+}  // namespace lowbit
 
 TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
   for (const char* op : {"int8_scaled_mm",

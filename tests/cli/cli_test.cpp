@@ -10,10 +10,12 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "lowbit/io/safetensors.h"
+#include "lowbit/version.h"
 #include "support/golden_dir.h"
 
 namespace lowbit {
@@ -267,19 +269,50 @@ TEST_F(Cli, TokenizesBothWays) {
   EXPECT_EQ(works("tokenize " + model_ + " --decode \"" + ids + "\"").out, "Hi there\n");
 }
 
-TEST_F(Cli, BenchesPrintEveryForm) {
-  const auto linear =
-      works("bench linear --shapes 64x64 --m 1,3 --type nf4,int8 --seconds 0.01 --json").parsed();
-  EXPECT_EQ(linear["rows"].size(), 4u);
-  const auto csv =
-      works("bench linear --shapes 64x64 --m 1 --seconds 0.01 --format csv --backward").out;
-  EXPECT_NE(csv.find("N x K,"), std::string::npos);
-  EXPECT_FALSE(
-      works("bench quantize --elements 65536 --seconds 0.01 --json").parsed()["rows"].empty());
+TEST_F(Cli, BenchLinearMeasuresShapesTokensTypesAndPasses) {
+  const auto linear = works(
+                          "bench linear --shapes 64x64,32x96 --m 1,3 --type nf4,int8 --backward "
+                          "--device cpu --seconds 0.01 --json")
+                          .parsed();
+  EXPECT_EQ(linear["bench"], "linear");
+  EXPECT_EQ(linear["dtype"], "float32");
+  ASSERT_EQ(linear["rows"].size(), 2u * 2u * 2u * 2u);
+  for (const auto& row : linear["rows"]) {
+    const double seconds = row["seconds"], flops = 2.0 * row["n"].get<double>() *
+                                                   row["k"].get<double>() * row["m"].get<double>();
+    EXPECT_GT(seconds, 0.0) << row;
+    EXPECT_NEAR(row["ratio"].get<double>(), row["float_seconds"].get<double>() / seconds, 1e-9);
+    EXPECT_NEAR(row["flops"].get<double>() * seconds, flops, 1e-6 * flops);
+    EXPECT_GT(row["part_of_ceiling"].get<double>(), 0.0) << row;
+  }
+  for (const char* ceiling : {"copy", "float32 matmul"}) {
+    EXPECT_GT(linear["ceilings"][ceiling].get<double>(), 1e6) << ceiling;
+  }
+}
+
+TEST_F(Cli, BenchesPrintEveryFormAndSaveIt) {
+  const std::string few = "bench linear --shapes 64x64 --m 1 --device cpu --seconds 0.01 ";
+  const auto csv = works(few + "--format csv --backward").out;
+  EXPECT_EQ(csv.rfind("N x K,M,type,pass,us,", 0), 0u) << csv;
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 3);
+  const auto saved =
+      works(few + "-o " + path("t.md") + " -o " + path("t.csv") + " -o " + path("t.json"));
+  EXPECT_EQ(slurp(path("t.md")), saved.out);
+  EXPECT_NE(saved.out.find("Ceilings of this run: copy "), std::string::npos);
+  EXPECT_EQ(slurp(path("t.csv")).rfind("N x K,", 0), 0u);
+  const auto parsed = json::parse(slurp(path("t.json")));
+  EXPECT_EQ(parsed["library"], "lowbit");
+  EXPECT_EQ(parsed["rows"].size(), 1u);
+
+  const auto quantize =
+      works("bench quantize --elements 65536 --device cpu --seconds 0.01 --json").parsed();
+  EXPECT_EQ(quantize["rows"].size(), 12u);
+  for (const auto& row : quantize["rows"]) EXPECT_GT(row["part_of_copy"].get<double>(), 0.0) << row;
+
   const auto steps =
       works(
           "bench optimizer --elements 65536 --tensors 4 --optimizers adamw8bit,lion32bit "
-          "--seconds 0.01 --json")
+          "--device cpu --seconds 0.01 --json")
           .parsed()["rows"];
   ASSERT_EQ(steps.size(), 2u);
   EXPECT_EQ(steps[0]["state_bytes_per_parameter"], 2 + 8.0 / 256);
@@ -291,10 +324,38 @@ TEST_F(Cli, BenchesPrintEveryForm) {
   EXPECT_GT(generate["decode_tokens_per_s"].get<double>(), 0.0);
 }
 
-TEST_F(Cli, DoctorTestsEveryFamily) {
+TEST_F(Cli, BenchRefusesWhatItCannotMeasure) {
+  const std::string few = "bench linear --shapes 64x64 --m 1 --seconds 0.01 ";
+  fails(few + "--device cuda:99", "--device cuda:99: ");
+  fails("bench quantize --elements 4096 --device gpu", "auto, cpu, cuda or cuda:N, got gpu");
+  fails(few + "-o " + path("no/such/folder/t.md"), "no/such/folder/t.md cannot be written");
+  fails(few + "--device cuda:99 -o " + path("none.md"), "--device cuda:99: ");
+  EXPECT_FALSE(fs::exists(path("none.md")));
+  EXPECT_EQ(lowbit(few + "-o table.txt").code, 2);
+  EXPECT_EQ(lowbit("bench linear --blocksize 48").code, 2);
+}
+
+TEST_F(Cli, DoctorTestsEveryFamilyAndSaysWhatCudaLacks) {
   const auto r = works("doctor --json").parsed();
-  for (const auto& test : r["self_tests"]) EXPECT_EQ(test["result"], "ok") << test;
-  EXPECT_GE(r["self_tests"].size(), 8u);
+  std::map<std::string, int> families;
+  for (const auto& test : r["self_tests"]) {
+    EXPECT_EQ(test["result"], "ok") << test;
+    EXPECT_GE(test["seconds"].get<double>(), 0.0);
+    families[test["family"]] += test["device"] == "cpu";
+  }
+  for (const char* family : {"fourbit", "blockwise", "int8", "matmul", "decoder"}) {
+    EXPECT_GE(families[family], 1) << family;
+  }
+  const std::string cuda = r["CUDA"];
+#ifdef LOWBIT_HAS_CUDA
+  if (!r.contains("GPU 0")) {
+    EXPECT_NE(cuda.find("driver"), std::string::npos) << cuda;
+  }
+#else
+  EXPECT_EQ(cuda, "no. This build has no CUDA kernels: build it with LOWBIT_CUDA=ON.");
+  EXPECT_FALSE(r.contains("GPU 0"));
+#endif
+  EXPECT_NE(works("doctor").out.find("| decoder"), std::string::npos);
 }
 
 TEST_F(Cli, BadInputIsAnErrorAndLeavesNothing) {

@@ -35,6 +35,7 @@ TOP = {
     "error.h": "base",
     "types.h": "base",
     "version.h": "base",
+    "cuda_info.h": "ops",
     "functional.h": "ops",
     "quant_state.h": "ops",
     "quantized_tensor.h": "tensor",
