@@ -14,12 +14,14 @@ struct PairTable {
   uint64_t words[4];
 };
 
-inline PairTable pair_table(const Matmul4bitParams& p) noexcept {
+/// The values times `factor`.
+inline PairTable pair_table(const Matmul4bitParams& p, float factor = 1.0f) noexcept {
   const float* values = p.quant_type == QuantType::kNF4 ? codebook::kNf4 : codebook::kFp4;
   PairTable table = {};
   for (int i = 0; i < 16; ++i) {
+    const float value = values[i] * factor;
     const uint64_t bits =
-        p.dtype == DType::kFloat16 ? to_half_bits(values[i]) : to_bfloat_bits(values[i]);
+        p.dtype == DType::kFloat16 ? to_half_bits(value) : to_bfloat_bits(value);
     table.words[i / 4] |= bits << (16 * (i % 4));
   }
   return table;
