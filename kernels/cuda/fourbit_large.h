@@ -16,20 +16,20 @@ inline constexpr int32_t kLarge = 96;  ///< Matmul4bitCudaPlan::id, plus the ind
 /// An instance: a block makes kLargeFeatures columns of the output for up to `tokens` tokens.
 struct LargeVariant {
   int tokens;
-  int input_stages;  ///< of 64 columns of the activations
+  int weight_stages;  ///< of kLargeDepth
+  int input_stages;   ///< of 64 columns of the activations
   const char* name;
   const char* backward_name;
 };
-inline constexpr LargeVariant kLargeVariants[] = {{128, 7, "large_128", "backward_large_128"},
-                                                  {192, 5, "large_192", "backward_large_192"},
-                                                  {256, 4, "large_256", "backward_large_256"}};
+inline constexpr LargeVariant kLargeVariants[] = {{128, 3, 6, "large_128", "backward_large_128"},
+                                                  {192, 3, 5, "large_192", "backward_large_192"},
+                                                  {256, 2, 4, "large_256", "backward_large_256"}};
 inline constexpr int kLargeVariantCount = sizeof kLargeVariants / sizeof kLargeVariants[0];
 
 inline constexpr int kLargeFeatures = 128;
 inline constexpr int kLargeCluster = 2;  // blocks side by side, which share the activations
 inline constexpr int kLargeDepth = 256;  // of W in a stage
 inline constexpr int kLargeThreads = 384;
-inline constexpr int kLargeWeightStages = 2;
 inline constexpr int kLargePass = 64;  // tokens whose outputs are turned around together
 inline constexpr int kLargePairTable = 256 * 128;
 
@@ -51,14 +51,14 @@ constexpr LargeLayout large_layout(const LargeVariant& v) noexcept {
   LargeLayout l;
   l.codes = kLargePairTable;
   l.codes_stage = kLargeFeatures * kLargeDepth / 2;
-  l.inputs = l.codes + kLargeWeightStages * l.codes_stage;
+  l.inputs = l.codes + v.weight_stages * l.codes_stage;
   l.input_stage = v.tokens * 128;
   l.outputs = l.inputs + v.input_stages * l.input_stage;
   l.scales = l.outputs + 2 * kLargePass * 128;
   l.scales_stage = kLargeFeatures * 4 * 4;
-  l.map = l.scales + kLargeWeightStages * l.scales_stage;
+  l.map = l.scales + v.weight_stages * l.scales_stage;
   l.barriers = l.map + 1024;
-  l.bytes = l.barriers + (kLargeWeightStages + v.input_stages) * 16;
+  l.bytes = l.barriers + (v.weight_stages + v.input_stages) * 16;
   return l;
 }
 

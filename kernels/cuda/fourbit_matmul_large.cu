@@ -6,8 +6,8 @@
 //    activations: each loads half of a stage into both. Clusters go from tile to tile; nothing is
 //    split along the depth (K forward, N backward), so results repeat bit for bit.
 //  * A producer warpgroup feeds the other two: one thread copies the packed codes as they lie in
-//    memory, 256 of depth at a time, one the activations (64 at a time, a ring of their own, so that
-//    the weight starts before the previous kernel has ended), two warps bring the scales.
+//    memory, 256 of depth at a time, one the activations (64 at a time, a ring of their own, so
+//    that the weight starts before the previous kernel has ended), two warps bring the scales.
 //  * Scale and table keep their precision in 16 bits: the table is rounded after a multiplication
 //    by a factor that lets it round well, the scale is divided by the factor and split into the
 //    sum of two elements, and a weight is fma(code, high, code * low): one rounding but for the
@@ -41,8 +41,8 @@ struct LargeArgs {
   int shift;       // log2 of the columns of a scale, over 64
   int stages;      // of depth
   int feature_tiles, token_tiles;
-  bool vector_output;   // eight outputs of a token may be stored at once
-  bool vector_scales;   // the scales of two (backward) or four chunks may be read at once
+  bool vector_output;  // eight outputs of a token may be stored at once
+  bool vector_scales;  // the scales of two (backward) or four chunks may be read at once
   DType bias_dtype;
   float inverse_factor;
   PairTable table;
@@ -119,10 +119,10 @@ __device__ __forceinline__ void load_transposed(uint32_t (&m)[4], uint32_t addre
 }
 __device__ __forceinline__ void store_transposed(uint32_t address, uint32_t a, uint32_t b,
                                                  uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   address),
-               "r"(a), "r"(b), "r"(c), "r"(d)
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
 }
 __device__ __forceinline__ void store_word(uint32_t address, uint32_t v) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
@@ -136,72 +136,98 @@ struct ScaleProducer {
   float offset;
   int id;  // 0..63
 
-  __device__ __forceinline__ float scale_at(int block) const {
-    if (a.scales.absmax_8bit == nullptr) return __ldg(a.scales.absmax + block);
-    return __fadd_rn(__fmul_rn(map[__ldg(a.scales.absmax_8bit + block)],
-                               __ldg(a.scales.absmax2 + block / kNestedBlocksize)),
-                     offset);
-  }
-
-  /// Scales of kCount chunks of 64 columns of a row.
-  template <int kCount>
-  __device__ __forceinline__ void load(float (&s)[kCount], int row, int chunk) const {
+  /// Scales of kCount chunks of 64 columns, of every row. All reads are under way
+  /// before the first is used, so that none stands behind a branch: the latency of one.
+  template <int kRows, int kCount>
+  __device__ __forceinline__ void load(float (&s)[kRows][kCount], const int (&rows)[kRows],
+                                       int chunk) const {
+    const auto first = [&](int r) { return min(rows[r], a.n - 1) * a.row_chunks; };
+    const auto block = [&](int r, int j) {
+      return (first(r) + min(chunk + j, a.row_chunks - 1)) >> a.shift;
+    };
+    const int start = min(chunk, a.row_chunks - kCount);  // a.vector_scales: a multiple of kCount
+    if (a.scales.absmax_8bit == nullptr) {
+      const float* absmax = a.scales.absmax;
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) s[j] = 0.0f;
-    if (row >= a.n || chunk >= a.row_chunks) return;
-    const int first = row * a.row_chunks + chunk;
-    if (!a.vector_scales) {
+      for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        if (chunk + j < a.row_chunks) s[j] = scale_at((first + j) >> a.shift);
+        for (int j = 0; j < kCount; j += 2) {
+          if (a.vector_scales) {
+            const float2 two =
+                __ldg(reinterpret_cast<const float2*>(absmax + first(r) + start + j));
+            s[r][j] = two.x, s[r][j + 1] = two.y;
+          } else {
+            s[r][j] = __ldg(absmax + block(r, j)), s[r][j + 1] = __ldg(absmax + block(r, j + 1));
+          }
+        }
       }
-    } else if (a.scales.absmax_8bit != nullptr) {
-      const uint8_t* from = a.scales.absmax_8bit + first;
-      const uint32_t word = kCount == 4 ? __ldg(reinterpret_cast<const uint32_t*>(from))
-                                        : __ldg(reinterpret_cast<const uint16_t*>(from));
-      const float high = __ldg(a.scales.absmax2 + first / kNestedBlocksize);
+    } else if (a.vector_scales) {
+      uint32_t words[kRows];
+      float high[kRows];
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        s[j] = __fadd_rn(__fmul_rn(map[word >> (8 * j) & 255], high), offset);
+      for (int r = 0; r < kRows; ++r) {
+        const uint8_t* from = a.scales.absmax_8bit + first(r) + start;
+        words[r] = kCount == 4 ? __ldg(reinterpret_cast<const uint32_t*>(from))
+                               : __ldg(reinterpret_cast<const uint16_t*>(from));
+        high[r] = __ldg(a.scales.absmax2 + (first(r) + start) / kNestedBlocksize);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) s[r][j] = nested(words[r] >> (8 * j) & 255, high[r]);
       }
     } else {
+      uint8_t codes[kRows][kCount];
 #pragma unroll
-      for (int j = 0; j < kCount; j += 2) {
-        const float2 two = __ldg(reinterpret_cast<const float2*>(a.scales.absmax + first + j));
-        s[j] = two.x, s[j + 1] = two.y;
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+          codes[r][j] = __ldg(a.scales.absmax_8bit + block(r, j));
+          s[r][j] = __ldg(a.scales.absmax2 + block(r, j) / kNestedBlocksize);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) s[r][j] = nested(codes[r][j], s[r][j]);
       }
     }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        s[r][j] = rows[r] < a.n && chunk + j < a.row_chunks ? s[r][j] * a.inverse_factor : 0.0f;
+      }
+    }
+  }
+  __device__ __forceinline__ float nested(uint32_t code, float high) const {
+    return __fadd_rn(__fmul_rn(map[code], high), offset);
   }
 
   /// Forward: [feature][chunk of the stage]. Backward, where both of a pair differ in depth:
   /// [chunk][block of 64][16 of depth][lane % 4][half of the 16], {two rounded ones, two rests}.
   __device__ __forceinline__ void fill(uint8_t* to, int first_feature, int stage) const {
     if constexpr (!kBackward) {
+      const int rows[2] = {first_feature + id, first_feature + id + 64};
       float s[2][4];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) load(s[h], first_feature + id + 64 * h, stage * 4);
+      load(s, rows, stage * 4);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        uint4 v;
-        v.x = split<T>(s[h][0] * a.inverse_factor), v.y = split<T>(s[h][1] * a.inverse_factor);
-        v.z = split<T>(s[h][2] * a.inverse_factor), v.w = split<T>(s[h][3] * a.inverse_factor);
-        *reinterpret_cast<uint4*>(to + (id + 64 * h) * 16) = v;
+        *reinterpret_cast<uint4*>(to + (id + 64 * h) * 16) =
+            make_uint4(split<T>(s[h][0]), split<T>(s[h][1]), split<T>(s[h][2]), split<T>(s[h][3]));
       }
     } else {
-      float s[2][2][2];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        load(s[i / 2][i % 2], stage * kLargeDepth + 2 * (id + 64 * (i / 2)) + i % 2,
-             first_feature / 64);
-      }
+      const int row = stage * kLargeDepth + 2 * id;
+      const int rows[4] = {row, row + 1, row + 128, row + 129};
+      float s[4][2];
+      load(s, rows, first_feature / 64);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int pair = id + 64 * h, eight = pair % 32 / 4;
         uint8_t* at = to + pair / 32 * 256 + eight / 2 * 64 + pair % 4 * 16 + eight % 2 * 8;
 #pragma unroll
         for (int chunk = 0; chunk < 2; ++chunk) {
-          const uint32_t first = split<T>(s[h][0][chunk] * a.inverse_factor);
-          const uint32_t second = split<T>(s[h][1][chunk] * a.inverse_factor);
+          const uint32_t first = split<T>(s[2 * h][chunk]), second = split<T>(s[2 * h + 1][chunk]);
           *reinterpret_cast<uint2*>(at + chunk * 1024) =
               make_uint2(__byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632));
         }
@@ -223,7 +249,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = shared_address(shared);
   const uint32_t weight_barriers = base + l.barriers;
-  const uint32_t input_barriers = weight_barriers + 16 * kLargeWeightStages;
+  const uint32_t input_barriers = weight_barriers + 16 * v.weight_stages;
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32 % 4;
   // The compiler must see that a warpgroup takes one branch.
   const int group = __shfl_sync(0xffffffffu, tid / 128, 0);
@@ -233,7 +259,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   allow_next_kernel();
 
   if (tid == kConsumers) {
-    for (int s = 0; s < kLargeWeightStages; ++s) {
+    for (int s = 0; s < v.weight_stages; ++s) {
       init_barrier(full(weight_barriers, s), 1 + 64);
       init_barrier(empty(weight_barriers, s), kConsumers / 32);
     }
@@ -255,8 +281,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
         Slot slot{0, 1};
 #pragma unroll 1
         for (int i = first_tile; i < tiles; i += clusters) {
-          const int feature =
-              (tile_at(a, i).feature * kLargeCluster + rank) * kLargeFeatures;
+          const int feature = (tile_at(a, i).feature * kLargeCluster + rank) * kLargeFeatures;
 #pragma unroll 1
           for (int stage = 0; stage < a.stages; ++stage) {
             const uint32_t barrier = full(weight_barriers, slot.index);
@@ -265,7 +290,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
             copy_tensor_2d(base + l.codes + slot.index * l.codes_stage, &codes_map,
                            kBackward ? feature / 2 : stage * (kLargeDepth / 2),
                            kBackward ? stage * kLargeDepth : feature, barrier);
-            slot.next(kLargeWeightStages);
+            slot.next(v.weight_stages);
           }
         }
       }
@@ -306,7 +331,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           wait_barrier(empty(weight_barriers, slot.index), slot.parity);
           producer.fill(shared + l.scales + slot.index * l.scales_stage, feature, stage);
           arrive(full(weight_barriers, slot.index));
-          slot.next(kLargeWeightStages);
+          slot.next(v.weight_stages);
         }
       }
     }
@@ -410,7 +435,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           commit_products();
           const int held = weight.index;
           if (b == 3) {
-            weight.next(kLargeWeightStages);
+            weight.next(v.weight_stages);
             // Behind the very last block comes one that is decoded and not used.
             if (!last_tile || stage + 1 < a.stages) {
               wait_barrier(full(weight_barriers, weight.index), weight.parity);
@@ -433,8 +458,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       if (lane < kLargeCluster) arrive_at_peer(done);
 
       // ---- outputs: turned around in shared memory to rows of 64 features of a token
-      const int first_feature =
-          (tile.feature * kLargeCluster + rank) * kLargeFeatures + group * 64;
+      const int first_feature = (tile.feature * kLargeCluster + rank) * kLargeFeatures + group * 64;
       float bias[2] = {};
       if constexpr (!kBackward) {
 #pragma unroll
@@ -456,9 +480,9 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
 #pragma unroll
               for (int odd = 0; odd < 2; ++odd) {
                 const int token = 8 * (j + h) + 2 * t + odd;
-                store_word(outputs + token * 128 + ((chunk ^ (token % 8)) << 4) + g % 2 * 8 +
-                               warp % 2 * 4,
-                           rounded_pair<T>(d[4 * h + odd], d[4 * h + 2 + odd]));
+                store_word(
+                    outputs + token * 128 + ((chunk ^ (token % 8)) << 4) + g % 2 * 8 + warp % 2 * 4,
+                    rounded_pair<T>(d[4 * h + odd], d[4 * h + 2 + odd]));
               }
             }
           } else {
@@ -536,9 +560,8 @@ Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, b
   a.feature_tiles = static_cast<int>(ceil_div(features, kLargeFeatures * kLargeCluster));
   a.token_tiles = static_cast<int>(ceil_div(p.m, v.tokens));
   if (plan.grid_x < kLargeCluster || plan.grid_x % kLargeCluster != 0 ||
-      plan.grid_x > int64_t{kLargeCluster} * a.feature_tiles * a.token_tiles ||
-      plan.grid_y != 1 || plan.threads != kLargeThreads ||
-      plan.shared_bytes < large_layout(v).bytes) {
+      plan.grid_x > int64_t{kLargeCluster} * a.feature_tiles * a.token_tiles || plan.grid_y != 1 ||
+      plan.threads != kLargeThreads || plan.shared_bytes < large_layout(v).bytes) {
     return invalid_argument("the plan was made for another problem");
   }
   a.scales = p.scales;

@@ -58,8 +58,8 @@ void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& devic
 
 // The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by tokens; for a launch;
 // for the sums that a cluster exchanges. R64: the activations are read twice as often (tenths).
-constexpr int64_t kMidTileCycles[] = {135, 155, 205, 335};
-constexpr int64_t kMidNarrowTenths[] = {13, 12, 11, 11};
+constexpr int64_t kMidTileCycles[] = {135, 155, 205, 457};
+constexpr int64_t kMidNarrowTenths[] = {13, 12, 11, 9};
 constexpr int64_t kMidLaunchCycles = 4500;
 constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
 constexpr int64_t kMidFrom = 9;  // tokens; the small kernel serves fewer
@@ -83,9 +83,9 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                    kMidLaunchCycles + (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
 }
 
-// The large-M kernel's time in cycles (H200): for 128 features x 64 of depth, by variant; for the
+// The large-M kernel's time in cycles, all multiprocessors busy (H100): for 128 features x 64 of depth, by variant; for the
 // outputs of a tile; for a launch.
-constexpr int64_t kLargeBlockCycles[] = {690, 850, 1090};
+constexpr int64_t kLargeBlockCycles[] = {750, 1000, 1200};
 constexpr int64_t kLargeOutputCycles[] = {1500, 2200, 2900};
 constexpr int64_t kLargeLaunchCycles = 4500;
 constexpr int64_t kLargeFrom = 65;  // tokens
@@ -107,7 +107,7 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
 int64_t library_cycles(const Matmul4bitParams& p, const DeviceProperties& device) {
   const int64_t weights = p.n * p.k;
   return weights * 13 / 12'000 +
-         std::max(weights / 1300, p.m * weights / (int64_t{device.multiprocessors} * 1640)) + 6000;
+         std::max(weights / 1300, p.m * weights / (int64_t{device.multiprocessors} * 1640)) + 16'000;
 }
 
 /// The instance with the least estimated time.
@@ -116,9 +116,8 @@ Matmul4bitCudaPlan best_large(const Matmul4bitParams& p, const DeviceProperties&
   Matmul4bitCudaPlan best;
   for (int variant = 0; variant < kLargeVariantCount; ++variant) {
     const Matmul4bitCudaPlan plan = plan_large(p, device, variant, backward);
-    if (plan.grid_x > 0 &&
-        (best.grid_x == 0 ||
-         large_cycles(plan, p, device, backward) < large_cycles(best, p, device, backward))) {
+    if (plan.grid_x > 0 && (best.grid_x == 0 || large_cycles(plan, p, device, backward) <
+                                                    large_cycles(best, p, device, backward))) {
       best = plan;
     }
   }
@@ -216,8 +215,8 @@ Matmul4bitCudaPlan plan_large(const Matmul4bitParams& p, const DeviceProperties&
   plan.id = kLarge + variant;
   plan.threads = kLargeThreads;
   plan.shared_bytes = large_layout(v).bytes;
-  const int64_t tiles = ceil_div(backward ? p.k : p.n, kLargeFeatures * kLargeCluster) *
-                        ceil_div(p.m, v.tokens);
+  const int64_t tiles =
+      ceil_div(backward ? p.k : p.n, kLargeFeatures * kLargeCluster) * ceil_div(p.m, v.tokens);
   if (plan.shared_bytes <= device.shared_bytes_per_block) {
     // The two multiprocessors of a cluster are neighbours: no cluster lacks room.
     plan.grid_x = static_cast<int32_t>(
@@ -234,8 +233,8 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
     Matmul4bitCudaPlan mid, large;
     if (mid_applies(p)) mid = best_mid(p, device);
     if (p.m >= kLargeFrom && large_applies(p)) large = best_large(p, device, false);
-    if (large.grid_x > 0 && (mid.grid_x == 0 || large_cycles(large, p, device, false) <
-                                                    mid_cycles(mid, p, device))) {
+    if (large.grid_x > 0 &&
+        (mid.grid_x == 0 || large_cycles(large, p, device, false) < mid_cycles(mid, p, device))) {
       return large;
     }
     if (mid.grid_x > 0) return mid;
