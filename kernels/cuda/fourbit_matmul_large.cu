@@ -75,43 +75,6 @@ __device__ __forceinline__ Tile tile_at(const LargeArgs& a, int index) {
   return {feature, group * kTokenGroup + inside - feature * tokens};
 }
 
-// ---- 16-bit arithmetic on pairs
-__device__ __forceinline__ uint32_t scaled(__nv_bfloat16, uint32_t code, uint32_t high,
-                                           uint32_t low) {
-  uint32_t d;
-  asm("{\n.reg .b32 rest;\n"
-      "mul.rn.bf16x2 rest, %1, %3;\n"
-      "fma.rn.bf16x2 %0, %1, %2, rest;\n}"
-      : "=r"(d)
-      : "r"(code), "r"(high), "r"(low));
-  return d;
-}
-__device__ __forceinline__ uint32_t scaled(__half, uint32_t code, uint32_t high, uint32_t low) {
-  uint32_t d;
-  asm("{\n.reg .b32 rest;\n"
-      "mul.rn.f16x2 rest, %1, %3;\n"
-      "fma.rn.f16x2 %0, %1, %2, rest;\n}"
-      : "=r"(d)
-      : "r"(code), "r"(high), "r"(low));
-  return d;
-}
-template <typename T>
-__device__ __forceinline__ uint32_t pair_of(T low, T high) {
-  return uint32_t{*reinterpret_cast<const uint16_t*>(&low)} |
-         uint32_t{*reinterpret_cast<const uint16_t*>(&high)} << 16;
-}
-template <typename T>
-__device__ __forceinline__ uint32_t rounded_pair(float low, float high) {
-  return pair_of(from_float<T>(low), from_float<T>(high));
-}
-
-/// A scale as the sum of two elements: the rounded one in the low half, the rest in the high half.
-template <typename T>
-__device__ __forceinline__ uint32_t split(float scale) {
-  const T high = from_float<T>(scale);
-  return pair_of(high, from_float<T>(scale - to_float(high)));
-}
-
 __device__ __forceinline__ void load_transposed(uint32_t (&m)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])

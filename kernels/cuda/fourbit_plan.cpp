@@ -83,9 +83,10 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                    kMidLaunchCycles + (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
 }
 
-// The large-M kernel's time in cycles, all multiprocessors busy (H100): for 128 features x 64 of depth, by variant; for the
-// outputs of a tile; for a launch.
+// The large-M kernel's time in cycles, all multiprocessors busy (H100): for 128 features x 64 of
+// depth, by variant; for the outputs of a tile; for a launch.
 constexpr int64_t kLargeBlockCycles[] = {750, 1000, 1200};
+constexpr int64_t kLargeBackwardBlockCycles[] = {900, 1150, 1330};
 constexpr int64_t kLargeOutputCycles[] = {1500, 2200, 2900};
 constexpr int64_t kLargeLaunchCycles = 4500;
 constexpr int64_t kLargeFrom = 65;  // tokens
@@ -93,12 +94,12 @@ constexpr int64_t kLargeFrom = 65;  // tokens
 int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                      const DeviceProperties& device, bool backward) {
   const int variant = plan.id - kLarge;
+  const int64_t block = (backward ? kLargeBackwardBlockCycles : kLargeBlockCycles)[variant];
   const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
   const int64_t tiles = ceil_div(features, kLargeFeatures * kLargeCluster) *
                         ceil_div(p.m, kLargeVariants[variant].tokens);
   return ceil_div(tiles, device.multiprocessors / kLargeCluster) *
-             (ceil_div(depth, kLargeDepth) * 4 * kLargeBlockCycles[variant] +
-              kLargeOutputCycles[variant]) +
+             (ceil_div(depth, kLargeDepth) * 4 * block + kLargeOutputCycles[variant]) +
          kLargeLaunchCycles;
 }
 
@@ -107,7 +108,8 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
 int64_t library_cycles(const Matmul4bitParams& p, const DeviceProperties& device) {
   const int64_t weights = p.n * p.k;
   return weights * 13 / 12'000 +
-         std::max(weights / 1300, p.m * weights / (int64_t{device.multiprocessors} * 1640)) + 16'000;
+         std::max(weights / 1300, p.m * weights / (int64_t{device.multiprocessors} * 1640)) +
+         16'000;
 }
 
 /// The instance with the least estimated time.
