@@ -1,7 +1,9 @@
 // Speed of the 4-bit matmul on CUDA, against cuBLAS bf16 and dequantize + cuBLAS in the same run.
 //
 // Every figure is the median of 21 replays of a graph of launches over weights that rotate through
-// more than four times the L2 cache. TB/s counts the codes and statistics, once; `% read` is its
+// more than four times the L2 cache, replayed in turns with those it is compared with. `--sweep`
+// takes M = 1, 2, 4 ... 8192 and the neighbours of each: what the thresholds of the plan are set
+// from. TB/s counts the codes and statistics, once; `% read` is its
 // share of what a kernel that only reads achieves.
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "codebook.h"
+#include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
 #include "device_bandwidth.h"
@@ -66,35 +69,52 @@ DeviceProperties properties() {
 
 cudaStream_t stream;
 
-/// Microseconds of one launch(i), i = 0, 1, ...
-double time(int launches, const std::function<void(int)>& launch) {
-  launch(0);
-  check(cudaStreamSynchronize(stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < launches; ++i) launch(i);
-  check(cudaStreamEndCapture(stream, &graph));
-  check(cudaGraphInstantiate(&exec, graph, 0));
+/// A kind of launch to time: `launch(i)` for i = 0, 1, ... `launches` - 1 is captured into a graph.
+struct Candidate {
+  int launches;
+  std::function<void(int)> launch;
+};
+
+/// Microseconds of one launch of each. The graphs take turns: a device that is hot from one of them
+/// is as hot for the next.
+std::vector<double> time(const std::vector<Candidate>& candidates) {
+  constexpr int kRounds = 21;
+  std::vector<cudaGraphExec_t> graphs;
+  for (const Candidate& c : candidates) {
+    c.launch(0);
+    check(cudaStreamSynchronize(stream));
+    cudaGraph_t graph;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < c.launches; ++i) c.launch(i);
+    check(cudaStreamEndCapture(stream, &graph));
+    check(cudaGraphInstantiate(&graphs.emplace_back(), graph, 0));
+    check(cudaGraphDestroy(graph));
+  }
   cudaEvent_t begin, end;
   check(cudaEventCreate(&begin));
   check(cudaEventCreate(&end));
-  std::vector<float> times;
-  for (int i = 0; i < 23; ++i) {
-    check(cudaEventRecord(begin, stream));
-    check(cudaGraphLaunch(exec, stream));
-    check(cudaEventRecord(end, stream));
-    check(cudaEventSynchronize(end));
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) times.push_back(ms);
+  std::vector<std::vector<float>> times(graphs.size());
+  for (int round = -2; round < kRounds; ++round) {
+    for (size_t j = 0; j < graphs.size(); ++j) {
+      const size_t at = (j + static_cast<size_t>(round + 2)) % graphs.size();
+      check(cudaEventRecord(begin, stream));
+      check(cudaGraphLaunch(graphs[at], stream));
+      check(cudaEventRecord(end, stream));
+      check(cudaEventSynchronize(end));
+      float ms = 0;
+      check(cudaEventElapsedTime(&ms, begin, end));
+      if (round >= 0) times[at].push_back(ms);
+    }
   }
   check(cudaEventDestroy(begin));
   check(cudaEventDestroy(end));
-  check(cudaGraphExecDestroy(exec));
-  check(cudaGraphDestroy(graph));
-  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-  return times[times.size() / 2] * 1e3 / launches;
+  std::vector<double> medians;
+  for (size_t j = 0; j < graphs.size(); ++j) {
+    check(cudaGraphExecDestroy(graphs[j]));
+    std::nth_element(times[j].begin(), times[j].begin() + kRounds / 2, times[j].end());
+    medians.push_back(times[j][kRounds / 2] * 1e3 / candidates[j].launches);
+  }
+  return medians;
 }
 
 /// Random bytes, from one random megabyte at many offsets.
@@ -115,21 +135,24 @@ void fill_random(void* to, size_t bytes, std::mt19937& rng, bool bf16) {
 struct Row {
   std::string kernel;
   int64_t n, k, m;
-  double us, plain_us, cublas_us, dequantize_us, terabytes;
-  bool fused;
+  bool backward, fused;
+  double us, plain_us, cublas_us, dequantize_us;
 };
 
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app{"Speed of the 4-bit matmul on CUDA against cuBLAS"};
-  bool quick = false, variants = false, plain = false, fp16 = false;
+  bool quick = false, variants = false, plain = false, fp16 = false, backward = false;
+  bool sweep = false;
   int64_t blocksize = 64;
   std::string markdown, json;
   std::vector<int64_t> tokens;
   std::vector<std::string> shapes;
   app.add_flag("--quick", quick, "Few shapes and M");
-  app.add_flag("--variants", variants, "Every variant of the small-M and mid-M kernels, too");
+  app.add_flag("--variants", variants, "Every variant of the tensor-core kernels, too");
+  app.add_flag("--backward", backward, "The gradient of the input instead");
+  app.add_flag("--sweep", sweep, "M = 1, 2, 4 ... 8192 and their neighbours");
   app.add_flag("--plain", plain, "Scales in float32 instead of nested ones");
   app.add_flag("--fp16", fp16, "float16 instead of bfloat16 activations");
   app.add_option("--blocksize", blocksize);
@@ -146,9 +169,15 @@ int main(int argc, char** argv) {
       }
     }
   }
+  for (int64_t m = 1; sweep && m <= 8192; m *= 2) {
+    for (const int64_t near : {m - 1, m, m + 1}) {
+      if (near > (tokens.empty() ? 0 : tokens.back())) tokens.push_back(near);
+    }
+  }
   if (tokens.empty()) {
     tokens = quick ? std::vector<int64_t>{1, 4, 8, 16, 32, 64}
-                   : std::vector<int64_t>{1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512};
+                   : std::vector<int64_t>{1,  2,  4,   8,   12,  16,  24,   32,   48,
+                                          64, 96, 128, 192, 256, 512, 1024, 2048, 8192};
   }
 
   const DeviceProperties gpu = properties();
@@ -166,13 +195,13 @@ int main(int argc, char** argv) {
   auto* read_from = device<char>(4 * read_bytes);
   check(cudaMemset(read_from, 1, 4 * read_bytes));
   auto* read_sink = device<uint32_t>(1);
-  const double ceiling =
-      read_bytes /
-      time(8,
-           [&](int i) {
-             check(read_everything(read_from + i % 4 * read_bytes, read_bytes, read_sink, stream));
-           }) *
-      1e-6;  // TB/s
+  const double ceiling = read_bytes /
+                         time({{8,
+                                [&](int i) {
+                                  check(read_everything(read_from + i % 4 * read_bytes, read_bytes,
+                                                        read_sink, stream));
+                                }}})[0] *
+                         1e-6;  // TB/s
   check(cudaFree(read_from));
   check(cudaFree(read_sink));
 
@@ -181,7 +210,8 @@ int main(int argc, char** argv) {
   std::string out = std::string(name.name) + ", read " + std::to_string(ceiling).substr(0, 4) +
                     " TB/s, NF4, blocksize " + std::to_string(blocksize) +
                     (plain ? ", float32 scales, " : ", nested scales, ") +
-                    (fp16 ? "float16" : "bfloat16") + "\n\n" +
+                    (fp16 ? "float16" : "bfloat16") + (backward ? ", gradient of the input" : "") +
+                    "\n\n" +
                     "| N x K | M | kernel | us | us, no early launch | TB/s | % read | cuBLAS us | "
                     "ratio | dequantize + cuBLAS us |\n"
                     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n";
@@ -206,12 +236,13 @@ int main(int argc, char** argv) {
     auto* map = device<float>(256);
     auto* offset = device<float>(1);
     auto* dense = device<uint16_t>(n * k * dense_copies);
-    auto* x = device<uint16_t>(most_m * k);
-    auto* y = device<uint16_t>(most_m * n);
+    const int64_t inner = backward ? n : k, outer = backward ? k : n;
+    auto* x = device<uint16_t>(most_m * inner);
+    auto* y = device<uint16_t>(most_m * outer);
     fill_random(packed, codes * copies, rng, false);
     fill_random(absmax_8bit, blocks * copies, rng, false);
     fill_random(dense, 2 * n * k * dense_copies, rng, true);
-    fill_random(x, 2 * most_m * k, rng, true);
+    fill_random(x, 2 * most_m * inner, rng, true);
     std::vector<float> values(blocks * copies);
     for (float& v : values) v = 0.02f + 0.001f * static_cast<float>(rng() % 64);
     check(cudaMemcpy(absmax, values.data(), values.size() * 4, cudaMemcpyHostToDevice));
@@ -224,7 +255,7 @@ int main(int argc, char** argv) {
       const int64_t c = i % copies;
       Matmul4bitParams p;
       p.input = x;
-      p.input_stride = k;
+      p.input_stride = inner;
       p.dtype = fp16 ? DType::kFloat16 : DType::kBFloat16;
       p.m = m, p.n = n, p.k = k;
       p.packed = packed + c * codes;
@@ -241,69 +272,62 @@ int main(int argc, char** argv) {
     const auto library = [&](int64_t m, const void* w) {
       const float one = 1.0f, zero = 0.0f;
       const cudaDataType type = fp16 ? CUDA_R_16F : CUDA_R_16BF;
-      check(cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(n), static_cast<int>(m),
-                         static_cast<int>(k), &one, w, type, static_cast<int>(k), x, type,
-                         static_cast<int>(k), &zero, y, type, static_cast<int>(n),
-                         CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+      check(cublasGemmEx(cublas, backward ? CUBLAS_OP_N : CUBLAS_OP_T, CUBLAS_OP_N,
+                         static_cast<int>(outer), static_cast<int>(m), static_cast<int>(inner),
+                         &one, w, type, static_cast<int>(k), x, type, static_cast<int>(inner),
+                         &zero, y, type, static_cast<int>(outer), CUBLAS_COMPUTE_32F,
+                         CUBLAS_GEMM_DEFAULT));
     };
 
     for (const int64_t m : tokens) {
-      const int launches = std::max(24, copies);
-      const double cublas_us = time(std::max(24, dense_copies),
-                                    [&](int i) { library(m, dense + (i % dense_copies) * n * k); });
-      const double dequantize_us = time(std::max(8, std::min(copies, 16)), [&](int i) {
-        const Matmul4bitParams p = params(m, i);
-        Dequantize4bitParams d;
-        d.packed = p.packed;
-        d.scales = p.scales;
-        d.numel = n * k;
-        d.blocksize = blocksize;
-        d.output = dense;
-        d.output_dtype = p.dtype;
-        check(cuda::dequantize_4bit(d, Stream{stream}));
-        library(m, dense);
-      });
-      const auto report = [&](const Matmul4bitCudaPlan& plan, const char* prefix) {
-        void* workspace = plan.workspace_bytes > 0 ? device<char>(plan.workspace_bytes) : nullptr;
-        const auto run = [&](bool early) {
-          return time(launches, [&](int i) {
-            Matmul4bitParams p = params(m, i);
-            p.workspace = workspace;
-            p.programmatic_launch = early;
-            check(cuda::matmul_4bit(plan, p, Stream{stream}));
-          });
-        };
-        Row row{std::string(prefix) + plan.kernel +
-                    (plan.splits > 1 ? "_s" + std::to_string(plan.splits) : ""),
-                n,
-                k,
-                m,
-                0,
-                run(false),
-                cublas_us,
-                dequantize_us,
-                0,
-                plan.fused};
-        row.us = gpu.compute_capability >= 90 ? run(true) : row.plain_us;
-        row.terabytes = weight_bytes / row.us * 1e-6;
-        if (workspace != nullptr) check(cudaFree(workspace));
-        char line[256];
-        std::snprintf(line, sizeof line,
-                      "| %ldx%ld | %ld | %s%s | %.2f | %.2f | %.2f | %.0f | %.2f | %.2f | %.1f |\n",
-                      n, k, m, row.kernel.c_str(), row.fused ? "" : " (not advised)", row.us,
-                      row.plain_us, row.terabytes, 100 * row.terabytes / ceiling, cublas_us,
-                      cublas_us / row.us, dequantize_us);
-        std::printf("%s", line);
-        std::fflush(stdout);
-        out += line;
-        rows.push_back(row);
+      // Long ones need no more than a few.
+      const int few =
+          static_cast<int>(std::clamp<int64_t>((int64_t{1} << 40) / (m * n * k), 4, 24));
+      const bool lengthy = few < 24;
+      std::vector<Candidate> candidates;
+      candidates.push_back({lengthy ? few : std::max(24, dense_copies),
+                            [&](int i) { library(m, dense + (i % dense_copies) * n * k); }});
+      candidates.push_back({lengthy ? few : std::max(8, std::min(copies, 16)), [&](int i) {
+                              const Matmul4bitParams p = params(m, i);
+                              Dequantize4bitParams d;
+                              d.packed = p.packed;
+                              d.scales = p.scales;
+                              d.numel = n * k;
+                              d.blocksize = blocksize;
+                              d.output = dense;
+                              d.output_dtype = p.dtype;
+                              check(cuda::dequantize_4bit(d, Stream{stream}));
+                              library(m, dense);
+                            }});
+      struct Chosen {
+        Matmul4bitCudaPlan plan;
+        const char* prefix;
+        void* workspace;
       };
-      const Matmul4bitCudaPlan chosen = cuda::plan_matmul_4bit(params(m, 0), gpu);
+      std::vector<Chosen> plans;
+      const auto consider = [&](const Matmul4bitCudaPlan& plan, const char* prefix) {
+        void* workspace = plan.workspace_bytes > 0 ? device<char>(plan.workspace_bytes) : nullptr;
+        plans.push_back({plan, prefix, workspace});
+        for (const bool early : {false, true}) {
+          candidates.push_back(
+              {lengthy ? few : std::max(24, copies), [=, &params](int i) {
+                 Matmul4bitParams p = params(m, i);
+                 p.workspace = workspace;
+                 p.programmatic_launch = early && gpu.compute_capability >= 90;
+                 check(backward ? cuda::matmul_4bit_backward_input(plan, p, Stream{stream})
+                                : cuda::matmul_4bit(plan, p, Stream{stream}));
+               }});
+        }
+      };
+      const Matmul4bitCudaPlan chosen =
+          backward ? cuda::plan_matmul_4bit_backward_input(params(m, 0), gpu)
+                   : cuda::plan_matmul_4bit(params(m, 0), gpu);
       // An advised library call is measured in its own column.
-      if (chosen.fused || chosen.id != cuda::kGeneral) report(chosen, "");
-      for (int v = 0; variants && gpu.compute_capability == 90 && v < cuda::kMidVariantCount; ++v) {
+      if (chosen.fused || chosen.id != cuda::kGeneral) consider(chosen, "");
+      const bool hopper = gpu.compute_capability == 90;
+      for (int v = 0; variants && !backward && hopper && v < cuda::kMidVariantCount; ++v) {
         const cuda::MidVariant& variant = cuda::kMidVariants[v];
-        if (m > variant.tokens || (variant.tokens > 16 && m <= variant.tokens / 2) ||
+        if (m > 2 * variant.tokens || (variant.tokens > 16 && m <= variant.tokens / 2) ||
             !cuda::mid_applies(params(m, 0))) {
           continue;
         }
@@ -311,14 +335,46 @@ int main(int argc, char** argv) {
           const Matmul4bitCudaPlan plan = cuda::plan_mid(params(m, 0), gpu, v, splits);
           if (plan.grid_x == 0 || (plan.id == chosen.id && splits == chosen.splits)) continue;
           if (splits > 1 && plan.grid_x > gpu.multiprocessors) continue;
-          report(plan, "~ ");
+          consider(plan, "~ ");
         }
       }
-      for (int v = 0; variants && v < cuda::kSmallVariantCount; ++v) {
+      for (int v = 0; variants && hopper && v < cuda::kLargeVariantCount; ++v) {
+        if (m <= 32 || !cuda::large_applies(params(m, 0))) continue;
+        const Matmul4bitCudaPlan plan = cuda::plan_large(params(m, 0), gpu, v, backward);
+        if (plan.grid_x > 0 && plan.id != chosen.id) consider(plan, "~ ");
+      }
+      for (int v = 0; variants && !backward && v < cuda::kSmallVariantCount; ++v) {
         const cuda::SmallVariant& variant = cuda::kSmallVariants[v];
         if (m > variant.tokens || variant.fine != (blocksize == 32)) continue;
         const Matmul4bitCudaPlan plan = cuda::plan_small(params(m, 0), gpu, v);
-        if (plan.grid_x > 0 && plan.id != chosen.id) report(plan, "~ ");
+        if (plan.grid_x > 0 && plan.id != chosen.id) consider(plan, "~ ");
+      }
+      const std::vector<double> us = time(candidates);
+      for (size_t i = 0; i < plans.size(); ++i) {
+        const auto& [plan, prefix, workspace] = plans[i];
+        const Row row{std::string(prefix) + plan.kernel +
+                          (plan.splits > 1 ? "_s" + std::to_string(plan.splits) : ""),
+                      n,
+                      k,
+                      m,
+                      backward,
+                      plan.fused,
+                      us[2 * i + 3],
+                      us[2 * i + 2],
+                      us[0],
+                      us[1]};
+        if (workspace != nullptr) check(cudaFree(workspace));
+        const double terabytes = static_cast<double>(weight_bytes) / row.us * 1e-6;
+        char line[256];
+        std::snprintf(line, sizeof line,
+                      "| %ldx%ld | %ld | %s%s | %.2f | %.2f | %.2f | %.0f | %.2f | %.2f | %.1f |\n",
+                      n, k, m, row.kernel.c_str(), row.fused ? "" : " (not advised)", row.us,
+                      row.plain_us, terabytes, 100 * terabytes / ceiling, row.cublas_us,
+                      row.cublas_us / row.us, row.dequantize_us);
+        std::printf("%s", line);
+        std::fflush(stdout);
+        out += line;
+        rows.push_back(row);
       }
     }
     for (void* p :
@@ -335,7 +391,8 @@ int main(int argc, char** argv) {
     for (size_t i = 0; i < rows.size(); ++i) {
       const Row& r = rows[i];
       file << (i > 0 ? ",\n " : "\n ") << "{\"n\": " << r.n << ", \"k\": " << r.k
-           << ", \"m\": " << r.m << ", \"kernel\": \"" << r.kernel << "\", \"us\": " << r.us
+           << ", \"m\": " << r.m << ", \"backward\": " << (r.backward ? "true" : "false")
+           << ", \"kernel\": \"" << r.kernel << "\", \"us\": " << r.us
            << ", \"us_no_early_launch\": " << r.plain_us << ", \"cublas_us\": " << r.cublas_us
            << ", \"dequantize_cublas_us\": " << r.dequantize_us << "}";
     }

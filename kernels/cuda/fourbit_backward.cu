@@ -5,6 +5,7 @@
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/fourbit_codes.cuh"
+#include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "validate.h"
 
@@ -98,6 +99,7 @@ Status matmul_4bit_backward_input(const Matmul4bitCudaPlan& plan, const Matmul4b
                                   Stream stream) noexcept {
   if (const Status status = check_backward(p); !status.ok()) return status;
   if (p.m == 0 || p.k == 0) return ok_status();
+  if (plan.id >= kLarge) return launch_large(plan, p, true, stream);
   if (p.k >= (int64_t{1} << 30) || p.blocksize >= (int64_t{1} << 30)) {
     return unsupported("k or blocksize of 2^30 and more");
   }

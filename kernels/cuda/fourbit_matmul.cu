@@ -10,6 +10,7 @@
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/fourbit_codes.cuh"
+#include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
 #include "validate.h"
@@ -184,6 +185,7 @@ Status matmul_4bit(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                    Stream stream) noexcept {
   if (const Status status = check(p); !status.ok()) return status;
   if (p.m == 0 || p.n == 0) return ok_status();
+  if (plan.id >= kLarge) return launch_large(plan, p, false, stream);
   if (plan.id >= kMid) return launch_mid(plan, p, stream);
   return plan.id >= kSmall ? launch_small(plan, p, stream) : launch_general(plan, p, stream);
 }

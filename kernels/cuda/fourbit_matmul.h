@@ -8,7 +8,8 @@
 
 namespace lowbit::kernels::cuda {
 
-/// Matmul4bitCudaPlan::id. kSmall and kMid: plus the index of the variant.
+/// Matmul4bitCudaPlan::id. kSmall and kMid: plus the index of the variant, like
+/// kLarge (fourbit_large.h).
 enum MatmulKernel : int32_t { kEmpty = 0, kGeneral = 1, kSmall = 16, kMid = 64 };
 
 /// The general kernel: a block of kGeneralThreads threads makes kGeneralRows outputs of up to 8

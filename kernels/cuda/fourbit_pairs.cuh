@@ -14,12 +14,13 @@ struct PairTable {
   uint64_t words[4];
 };
 
-inline PairTable pair_table(const Matmul4bitParams& p) noexcept {
+/// The values times `factor`.
+inline PairTable pair_table(const Matmul4bitParams& p, float factor = 1.0f) noexcept {
   const float* values = p.quant_type == QuantType::kNF4 ? codebook::kNf4 : codebook::kFp4;
   PairTable table = {};
   for (int i = 0; i < 16; ++i) {
-    const uint64_t bits =
-        p.dtype == DType::kFloat16 ? to_half_bits(values[i]) : to_bfloat_bits(values[i]);
+    const float value = values[i] * factor;
+    const uint64_t bits = p.dtype == DType::kFloat16 ? to_half_bits(value) : to_bfloat_bits(value);
     table.words[i / 4] |= bits << (16 * (i % 4));
   }
   return table;
@@ -42,6 +43,44 @@ __device__ __forceinline__ void fill_pair_table(uint8_t* shared, const PairTable
       row[low * 32] = first | second << 16;
     }
   }
+}
+
+// ---- arithmetic on pairs of elements
+/// code * high + code * low, rounded once but for the small product.
+__device__ __forceinline__ uint32_t scaled(__nv_bfloat16, uint32_t code, uint32_t high,
+                                           uint32_t low) {
+  uint32_t d;
+  asm("{\n.reg .b32 rest;\n"
+      "mul.rn.bf16x2 rest, %1, %3;\n"
+      "fma.rn.bf16x2 %0, %1, %2, rest;\n}"
+      : "=r"(d)
+      : "r"(code), "r"(high), "r"(low));
+  return d;
+}
+__device__ __forceinline__ uint32_t scaled(__half, uint32_t code, uint32_t high, uint32_t low) {
+  uint32_t d;
+  asm("{\n.reg .b32 rest;\n"
+      "mul.rn.f16x2 rest, %1, %3;\n"
+      "fma.rn.f16x2 %0, %1, %2, rest;\n}"
+      : "=r"(d)
+      : "r"(code), "r"(high), "r"(low));
+  return d;
+}
+template <typename T>
+__device__ __forceinline__ uint32_t pair_of(T low, T high) {
+  return uint32_t{*reinterpret_cast<const uint16_t*>(&low)} |
+         uint32_t{*reinterpret_cast<const uint16_t*>(&high)} << 16;
+}
+template <typename T>
+__device__ __forceinline__ uint32_t rounded_pair(float low, float high) {
+  return pair_of(from_float<T>(low), from_float<T>(high));
+}
+
+/// A scale as the sum of two elements: the rounded one in the low half, the rest in the high half.
+template <typename T>
+__device__ __forceinline__ uint32_t split(float scale) {
+  const T high = from_float<T>(scale);
+  return pair_of(high, from_float<T>(scale - to_float(high)));
 }
 
 __device__ __forceinline__ float bias_at(const void* bias, DType dtype, int i) {

@@ -1,6 +1,7 @@
 // Which CUDA kernel runs a 4-bit matmul, and on what grid. Needs no CUDA.
 #include <algorithm>
 
+#include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
 
@@ -57,8 +58,8 @@ void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& devic
 
 // The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by tokens; for a launch;
 // for the sums that a cluster exchanges. R64: the activations are read twice as often (tenths).
-constexpr int64_t kMidTileCycles[] = {135, 155, 205, 335};
-constexpr int64_t kMidNarrowTenths[] = {13, 12, 11, 11};
+constexpr int64_t kMidTileCycles[] = {135, 155, 205, 457};
+constexpr int64_t kMidNarrowTenths[] = {13, 12, 11, 9};
 constexpr int64_t kMidLaunchCycles = 4500;
 constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
 constexpr int64_t kMidFrom = 9;  // tokens; the small kernel serves fewer
@@ -80,6 +81,52 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   return rounds * (tiles * kMidTileCycles[tokens] *
                        (v.row_groups == 1 ? kMidNarrowTenths[tokens] : 10) / 10 +
                    kMidLaunchCycles + (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
+}
+
+// The large-M kernel's time in cycles, all multiprocessors busy (H100): for 128 features x 64 of
+// depth, by variant; for the outputs of a tile; for a launch.
+constexpr int64_t kLargeBlockCycles[] = {750, 1000, 1200};
+constexpr int64_t kLargeBackwardBlockCycles[] = {900, 1150, 1330};
+constexpr int64_t kLargeOutputCycles[] = {1500, 2200, 2900};
+constexpr int64_t kLargeLaunchCycles = 4500;
+constexpr int64_t kLargeFrom = 65;  // tokens
+
+int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
+                     const DeviceProperties& device, bool backward) {
+  const int variant = plan.id - kLarge;
+  const int64_t block = (backward ? kLargeBackwardBlockCycles : kLargeBlockCycles)[variant];
+  const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
+  const int64_t tiles = ceil_div(features, kLargeFeatures * kLargeCluster) *
+                        ceil_div(p.m, kLargeVariants[variant].tokens);
+  return ceil_div(tiles, device.multiprocessors / kLargeCluster) *
+             (ceil_div(depth, kLargeDepth) * 4 * block + kLargeOutputCycles[variant]) +
+         kLargeLaunchCycles;
+}
+
+/// Writing the weight out in 16 bits, then a library's product: two kernels at the speed of memory
+/// or of the tensor cores.
+int64_t library_cycles(const Matmul4bitParams& p, const DeviceProperties& device) {
+  const int64_t weights = p.n * p.k;
+  return weights * 13 / 12'000 +
+         std::max(weights / 1300, p.m * weights / (int64_t{device.multiprocessors} * 1640)) +
+         16'000;
+}
+
+/// The instance with the least estimated time.
+Matmul4bitCudaPlan best_large(const Matmul4bitParams& p, const DeviceProperties& device,
+                              bool backward) {
+  Matmul4bitCudaPlan best;
+  for (int variant = 0; variant < kLargeVariantCount; ++variant) {
+    const Matmul4bitCudaPlan plan = plan_large(p, device, variant, backward);
+    if (plan.grid_x > 0 && (best.grid_x == 0 || large_cycles(plan, p, device, backward) <
+                                                    large_cycles(best, p, device, backward))) {
+      best = plan;
+    }
+  }
+  if (best.grid_x > 0) {
+    best.fused = large_cycles(best, p, device, backward) <= library_cycles(p, device);
+  }
+  return best;
 }
 
 /// The instance and the split of K with the least estimated time.
@@ -155,13 +202,44 @@ Matmul4bitCudaPlan plan_mid(const Matmul4bitParams& p, const DeviceProperties& d
   return plan;
 }
 
+bool large_applies(const Matmul4bitParams& p) noexcept {
+  return p.dtype != DType::kFloat32 && p.code == nullptr && power_of_two(p.blocksize) &&
+         p.blocksize >= 64 && p.k > 0 && p.k % 64 == 0 && p.m < (1 << 24) &&
+         p.n * (p.k / 64) < (int64_t{1} << 26) &&  // offsets fit 32 bits
+         p.input_stride % 8 == 0 && aligned(p.input, 16) && aligned(p.packed, 16);
+}
+
+Matmul4bitCudaPlan plan_large(const Matmul4bitParams& p, const DeviceProperties& device,
+                              int variant, bool backward) noexcept {
+  const LargeVariant& v = kLargeVariants[variant];
+  Matmul4bitCudaPlan plan;
+  plan.kernel = backward ? v.backward_name : v.name;
+  plan.id = kLarge + variant;
+  plan.threads = kLargeThreads;
+  plan.shared_bytes = large_layout(v).bytes;
+  const int64_t tiles =
+      ceil_div(backward ? p.k : p.n, kLargeFeatures * kLargeCluster) * ceil_div(p.m, v.tokens);
+  if (plan.shared_bytes <= device.shared_bytes_per_block) {
+    // The two multiprocessors of a cluster are neighbours: no cluster lacks room.
+    plan.grid_x = static_cast<int32_t>(
+        kLargeCluster * std::min<int64_t>(tiles, device.multiprocessors / kLargeCluster));
+  }
+  return plan;
+}
+
 Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
                                     const DeviceProperties& device) noexcept {
   if (p.m <= 0 || p.n <= 0) return {};
   // wgmma is a matter of sm_90a alone.
-  if (device.compute_capability == 90 && p.k > 0 && p.m >= kMidFrom && mid_applies(p)) {
-    const Matmul4bitCudaPlan plan = best_mid(p, device);
-    if (plan.grid_x > 0) return plan;
+  if (device.compute_capability == 90 && p.k > 0 && p.m >= kMidFrom) {
+    Matmul4bitCudaPlan mid, large;
+    if (mid_applies(p)) mid = best_mid(p, device);
+    if (p.m >= kLargeFrom && large_applies(p)) large = best_large(p, device, false);
+    if (large.grid_x > 0 &&
+        (mid.grid_x == 0 || large_cycles(large, p, device, false) < mid_cycles(mid, p, device))) {
+      return large;
+    }
+    if (mid.grid_x > 0) return mid;
   }
   if (p.k > 0 && device.compute_capability >= 80 && p.m <= 4096 && small_applies(p)) {
     int order[4];
@@ -184,6 +262,10 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
 Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& p,
                                                    const DeviceProperties& device) noexcept {
   if (p.m <= 0 || p.k <= 0) return {};
+  if (device.compute_capability == 90 && p.m > kGeneralFused && p.n > 0 && large_applies(p)) {
+    const Matmul4bitCudaPlan large = best_large(p, device, true);
+    if (large.grid_x > 0) return large;
+  }
   Matmul4bitCudaPlan plan;
   plan.kernel = "backward_general";
   plan.id = kGeneral;

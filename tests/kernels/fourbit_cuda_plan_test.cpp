@@ -3,7 +3,9 @@
 
 #include <random>
 #include <string>
+#include <vector>
 
+#include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
 
@@ -84,20 +86,25 @@ TEST(CudaMatmulPlan, OddProblemsGoToTheGeneralKernel) {
   EXPECT_EQ("general", kernel(p));
 }
 
-TEST(CudaMatmulPlan, ManyTokensAreNotFused) {
+TEST(CudaMatmulPlan, ManyTokensAreFusedOnHopperAlone) {
   EXPECT_TRUE(plan_matmul_4bit(problem(16, 4096, 4095), kHopper).fused);
   EXPECT_FALSE(plan_matmul_4bit(problem(2048, 4096, 4095), kHopper).fused);
-  EXPECT_FALSE(plan_matmul_4bit(problem(2048, 4096, 4096), kHopper).fused);
-  EXPECT_FALSE(plan_matmul_4bit_backward_input(problem(2048, 4096, 4096), kHopper).fused);
+  for (const bool hopper : {false, true}) {
+    const DeviceProperties& device = hopper ? kHopper : kAmpere;
+    EXPECT_EQ(hopper, plan_matmul_4bit(problem(2048, 4096, 4096), device).fused);
+    EXPECT_EQ(hopper, plan_matmul_4bit_backward_input(problem(2048, 4096, 4096), device).fused);
+  }
   EXPECT_TRUE(plan_matmul_4bit_backward_input(problem(1, 4096, 4096), kHopper).fused);
 }
 
 TEST(CudaMatmulPlan, MoreTokensUseTheTensorCoresOfHopper) {
-  for (int64_t m = 9; m <= 384; ++m) {
+  for (int64_t m = 9; m <= 1024; ++m) {
     const Matmul4bitCudaPlan plan = plan_matmul_4bit(problem(m, 4096, 4096), kHopper);
-    EXPECT_GE(plan.id, kMid) << m;
+    EXPECT_GE(plan.id, m > 512 ? kLarge : kMid) << m;
     EXPECT_TRUE(plan.fused) << m;
-    EXPECT_EQ(plan.grid_y, ceil_div(m, kMidVariants[plan.id - kMid].tokens)) << m;
+    if (plan.id < kLarge) {
+      EXPECT_EQ(plan.grid_y, ceil_div(m, kMidVariants[plan.id - kMid].tokens)) << m;
+    }
     EXPECT_EQ(plan.grid_x % plan.splits, 0) << m;
     EXPECT_LE(plan.shared_bytes, kHopper.shared_bytes_per_block) << m;
     EXPECT_LT(plan_matmul_4bit(problem(m, 4096, 4096), kAda).id, kMid) << m;
@@ -113,6 +120,64 @@ TEST(CudaMatmulPlan, EmptyProblemsHaveNoBlocks) {
   EXPECT_EQ(0, plan_matmul_4bit(problem(0, 8, 8), kHopper).grid_x);
   EXPECT_EQ(0, plan_matmul_4bit(problem(8, 0, 8), kHopper).grid_x);
   EXPECT_EQ(0, plan_matmul_4bit_backward_input(problem(8, 8, 0), kHopper).grid_x);
+}
+
+/// The plan of every number of tokens is one that its kernel takes, in bounds.
+TEST(CudaMatmulPlan, EveryProblemHasAPlanThatApplies) {
+  std::mt19937 rng(std::random_device{}());
+  const auto pick = [&](std::initializer_list<int64_t> values) {
+    return *(values.begin() + rng() % values.size());
+  };
+  const auto upto = [&](int64_t high) {
+    return std::uniform_int_distribution<int64_t>(1, high)(rng);
+  };
+  std::vector<int64_t> tokens;
+  for (int64_t m = 1; m <= 8192; m *= 2) tokens.insert(tokens.end(), {m - 1, m, m + 1});
+  for (int i = 0; i < 40; ++i) tokens.push_back(upto(8192));
+  for (const DeviceProperties& device : {kHopper, kAmpere, kAda, kTuring}) {
+    for (int shape = 0; shape < 60; ++shape) {
+      const int64_t n = pick({1, 128, 1024, 4096, 14336, 28672, upto(20000)});
+      const int64_t k = pick({64, 576, 4096, 8192, 14336, 64 * upto(300), upto(9000)});
+      for (const int64_t m : tokens) {
+        Matmul4bitParams p = problem(m, n, k);
+        p.blocksize = pick({32, 64, 64, 128, 4096, 96});
+        for (const bool backward : {false, true}) {
+          p.input_stride = backward ? round_up(n, 8) : k;
+          const Matmul4bitCudaPlan plan =
+              backward ? plan_matmul_4bit_backward_input(p, device) : plan_matmul_4bit(p, device);
+          if (m == 0) {
+            EXPECT_EQ(0, plan.grid_x);
+            continue;
+          }
+          SCOPED_TRACE(std::to_string(device.compute_capability) + " m " + std::to_string(m) +
+                       " n " + std::to_string(n) + " k " + std::to_string(k) + " blocksize " +
+                       std::to_string(p.blocksize) + " " + plan.kernel);
+          ASSERT_GT(plan.grid_x, 0);
+          ASSERT_GT(plan.grid_y, 0);
+          ASSERT_LE(plan.grid_y, 65535);
+          ASSERT_LE(plan.shared_bytes, device.shared_bytes_per_block);
+          ASSERT_TRUE(plan.threads > 0 && plan.threads <= 1024);
+          // The tensor-core kernels need none; the general backward one splits small problems.
+          ASSERT_EQ(plan.workspace_bytes,
+                    plan.id == kGeneral && plan.splits > 1 ? plan.splits * m * k * 4 : 0);
+          ASSERT_LE(plan.splits, 512);
+          ASSERT_TRUE(plan.id < kMid || device.compute_capability == 90);
+          if (plan.id >= kLarge) {
+            ASSERT_TRUE(large_applies(p));
+            ASSERT_LT(plan.id, kLarge + kLargeVariantCount);
+            ASSERT_LE(plan.grid_x, device.multiprocessors);
+            ASSERT_EQ(0, plan.grid_x % kLargeCluster);
+          } else if (plan.id >= kMid) {
+            ASSERT_TRUE(mid_applies(p));
+            ASSERT_LT(plan.id, kMid + kMidVariantCount);
+          } else if (plan.id >= kSmall) {
+            ASSERT_TRUE(small_applies(p));
+            ASSERT_LT(plan.id, kSmall + kSmallVariantCount);
+          }
+        }
+      }
+    }
+  }
 }
 
 /// The parts of a block's shared memory follow each other and hold what the kernel puts there.
@@ -139,6 +204,17 @@ TEST(CudaMatmulPlan, SharedMemoryHoldsEveryPart) {
     EXPECT_GE(l.bytes, l.sums + v.warps * rows * l.sum_pitch * 4);
     EXPECT_GE(l.bytes, l.sums + (nested ? rows * k / blocksize + 32 : 0));
     EXPECT_EQ(0, l.scales % 16 + l.sums % 16);
+  }
+  for (const LargeVariant& v : kLargeVariants) {
+    const LargeLayout l = large_layout(v);
+    EXPECT_GE(l.codes, 256 * 128);
+    EXPECT_GE(l.inputs, l.codes + v.weight_stages * l.codes_stage);
+    EXPECT_GE(l.outputs, l.inputs + v.input_stages * v.tokens * 128);
+    EXPECT_EQ(0, v.tokens % (8 * kLargeCluster) + v.tokens % kLargePass);
+    EXPECT_GE(l.scales, l.outputs + kLargeThreads / 128 * kLargePass * 64);
+    EXPECT_GE(l.barriers, l.map + 1024);
+    EXPECT_EQ(0, l.codes % 1024 + l.inputs % 1024 + l.outputs % 128 + l.scales % 16);
+    EXPECT_LE(l.bytes, kHopper.shared_bytes_per_block);
   }
 }
 

@@ -61,6 +61,14 @@ __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address) {
 #define LOWBIT_SUMS_5 "%40, %41, %42, %43, %44, %45, %46, %47"
 #define LOWBIT_SUMS_6 "%48, %49, %50, %51, %52, %53, %54, %55"
 #define LOWBIT_SUMS_7 "%56, %57, %58, %59, %60, %61, %62, %63"
+#define LOWBIT_SUMS_8 "%64, %65, %66, %67, %68, %69, %70, %71"
+#define LOWBIT_SUMS_9 "%72, %73, %74, %75, %76, %77, %78, %79"
+#define LOWBIT_SUMS_10 "%80, %81, %82, %83, %84, %85, %86, %87"
+#define LOWBIT_SUMS_11 "%88, %89, %90, %91, %92, %93, %94, %95"
+#define LOWBIT_SUMS_12 "%96, %97, %98, %99, %100, %101, %102, %103"
+#define LOWBIT_SUMS_13 "%104, %105, %106, %107, %108, %109, %110, %111"
+#define LOWBIT_SUMS_14 "%112, %113, %114, %115, %116, %117, %118, %119"
+#define LOWBIT_SUMS_15 "%120, %121, %122, %123, %124, %125, %126, %127"
 #define LOWBIT_OUT(i)                                                                         \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -91,6 +99,42 @@ LOWBIT_WGMMA(__half, "f16", "128", 64,
                            ", " LOWBIT_SUMS_7,
              "%64, %65, %66, %67", "%68", "%69", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
              LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56))
+LOWBIT_WGMMA(__nv_bfloat16, "bf16", "192", 96,
+             LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
+                           ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
+                           ", " LOWBIT_SUMS_7 ", " LOWBIT_SUMS_8 ", " LOWBIT_SUMS_9
+                           ", " LOWBIT_SUMS_10 ", " LOWBIT_SUMS_11,
+             "%96, %97, %98, %99", "%100", "%101", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
+             LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
+             LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88))
+LOWBIT_WGMMA(__nv_bfloat16, "bf16", "256", 128,
+             LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
+                           ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
+                           ", " LOWBIT_SUMS_7 ", " LOWBIT_SUMS_8 ", " LOWBIT_SUMS_9
+                           ", " LOWBIT_SUMS_10 ", " LOWBIT_SUMS_11 ", " LOWBIT_SUMS_12
+                           ", " LOWBIT_SUMS_13 ", " LOWBIT_SUMS_14 ", " LOWBIT_SUMS_15,
+             "%128, %129, %130, %131", "%132", "%133", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
+             LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
+             LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88), LOWBIT_OUT(96),
+             LOWBIT_OUT(104), LOWBIT_OUT(112), LOWBIT_OUT(120))
+LOWBIT_WGMMA(__half, "f16", "192", 96,
+             LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
+                           ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
+                           ", " LOWBIT_SUMS_7 ", " LOWBIT_SUMS_8 ", " LOWBIT_SUMS_9
+                           ", " LOWBIT_SUMS_10 ", " LOWBIT_SUMS_11,
+             "%96, %97, %98, %99", "%100", "%101", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
+             LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
+             LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88))
+LOWBIT_WGMMA(__half, "f16", "256", 128,
+             LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
+                           ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
+                           ", " LOWBIT_SUMS_7 ", " LOWBIT_SUMS_8 ", " LOWBIT_SUMS_9
+                           ", " LOWBIT_SUMS_10 ", " LOWBIT_SUMS_11 ", " LOWBIT_SUMS_12
+                           ", " LOWBIT_SUMS_13 ", " LOWBIT_SUMS_14 ", " LOWBIT_SUMS_15,
+             "%128, %129, %130, %131", "%132", "%133", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
+             LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
+             LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88), LOWBIT_OUT(96),
+             LOWBIT_OUT(104), LOWBIT_OUT(112), LOWBIT_OUT(120))
 #undef LOWBIT_WGMMA
 #undef LOWBIT_OUT
 #undef LOWBIT_SUMS_0
@@ -101,5 +145,13 @@ LOWBIT_WGMMA(__half, "f16", "128", 64,
 #undef LOWBIT_SUMS_5
 #undef LOWBIT_SUMS_6
 #undef LOWBIT_SUMS_7
+#undef LOWBIT_SUMS_8
+#undef LOWBIT_SUMS_9
+#undef LOWBIT_SUMS_10
+#undef LOWBIT_SUMS_11
+#undef LOWBIT_SUMS_12
+#undef LOWBIT_SUMS_13
+#undef LOWBIT_SUMS_14
+#undef LOWBIT_SUMS_15
 
 }  // namespace lowbit::kernels::cuda

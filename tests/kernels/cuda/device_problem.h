@@ -56,9 +56,9 @@ class DeviceProblem {
   void poison() { output_->fill(0xff); }  // NaN in every element type
   Bytes output() const { return output_->read(); }
 
-  /// Columns first, first + step, ... against sums in float64. `rounded_codes`: the kernel's table
-  /// is rounded to dtype.
-  ::testing::AssertionResult check(const Bytes& output, bool rounded_codes, int64_t first = 0,
+  /// Columns first, first + step, ... against sums in float64. `roundings` to dtype that a weight
+  /// goes through: of the kernel's table, of its product with the scale.
+  ::testing::AssertionResult check(const Bytes& output, int roundings, int64_t first = 0,
                                    int64_t step = 1) {
     const Matmul4bitParams h = host_.params();
     const float* table = code_table(h.quant_type, h.code);
@@ -81,8 +81,8 @@ class DeviceProblem {
         }
         const double expected = sum + host_.bias(n);
         const double got = load_element(output.data(), spec_.dtype, m * spec_.n + n);
-        const double bound = (2e-6 + (rounded_codes ? unit : 0.0)) * magnitude +
-                             unit * (std::fabs(expected) + 1e-6) + 0x1p-25;
+        const double bound =
+            (2e-6 + roundings * unit) * magnitude + unit * (std::fabs(expected) + 1e-6) + 0x1p-25;
         if (!(std::fabs(got - expected) <= bound)) {
           return ::testing::AssertionFailure()
                  << "token " << m << " column " << n << ": got " << got << ", expected " << expected
@@ -94,13 +94,18 @@ class DeviceProblem {
       }
     }
     // Half a unit in the last place of the result, uniform, is 1.1e-3 (bfloat16) and 1.4e-4
-    // (float16); a table in that type adds up to as much again.
+    // (float16); a table and a weight in that type add as much again.
     const double tolerance = spec_.dtype == DType::kFloat32    ? 3e-6
                              : spec_.dtype == DType::kBFloat16 ? 3e-3
                                                                : 5e-4;
     // A tiny problem may have nothing but zeros for its sums.
     const double error = std::sqrt(error2 / (norm2 > 0.0 ? norm2 : 1.0));
-    if (checked >= 64 && !(error <= tolerance)) {
+    // Weights rounded to dtype: enough of them, of enough scales, for an average to mean something.
+    const int64_t weights = checked / spec_.m * spec_.k;
+    const bool enough = roundings < 2 ? checked >= 64
+                                      : weights >= 4096 && weights >= 64 * spec_.blocksize &&
+                                            checked * spec_.k >= 1 << 18;
+    if (enough && !(error <= tolerance)) {
       return ::testing::AssertionFailure() << "relative error " << error << " above " << tolerance;
     }
     return ::testing::AssertionSuccess();

@@ -1,0 +1,570 @@
+// The 4-bit matmul for many tokens, and the gradient of its input (sm_90a): the weight is decoded
+// and scaled into the registers of wgmma's A operand, the activations are its B operand.
+//
+//  * A block owns 128 features (columns of the output; N forward, K backward) and up to `tokens`
+//    tokens, a warpgroup 64 of the features. A cluster of two blocks side by side shares the
+//    activations: each loads half of a stage into both. Clusters go from tile to tile; nothing is
+//    split along the depth (K forward, N backward), so results repeat bit for bit.
+//  * A producer warpgroup feeds the other two: one thread copies the packed codes as they lie in
+//    memory, 256 of depth at a time, one the activations (64 at a time, a ring of their own, so
+//    that the weight starts before the previous kernel has ended), two warps bring the scales.
+//  * Scale and table keep their precision in 16 bits: the table is rounded after a multiplication
+//    by a factor that lets it round well, the scale is divided by the factor and split into the
+//    sum of two elements, and a weight is fma(code, high, code * low): one rounding but for the
+//    table's. bfloat16 NF4: relative error 1.04 of that of one rounding; two float32 multiplies and
+//    a conversion instead cost 15 % of the kernel.
+//  * A lane of the A operand needs two neighbours in depth. Forward they are the halves of a byte,
+//    and a byte looks up its pair (fourbit_pairs.cuh); the four lanes of a row read its 32 bytes of
+//    a block at once and take their bytes by one dp4a each. Backward they lie in two rows of W:
+//    ldmatrix brings both bytes into a lane, and two byte permutations turn the 2 x 2 square. Which
+//    feature is which row of A is free: backward it follows from ldmatrix.
+//  * A block of 64 of depth is decoded while wgmma multiplies the one before.
+//  * What lies behind N, K or M arrives as zeros, with zero scales.
+#include "cuda/common/async_copy.cuh"
+#include "cuda/common/launch.h"
+#include "cuda/common/tensor_map.h"
+#include "cuda/common/tma_sm90.cuh"
+#include "cuda/common/wgmma_sm90.cuh"
+#include "cuda/fourbit_large.h"
+#include "cuda/fourbit_matmul.h"
+#include "cuda/fourbit_pairs.cuh"
+
+namespace lowbit::kernels::cuda {
+namespace {
+
+struct LargeArgs {
+  BlockScales scales;
+  const void* bias;
+  void* output;
+  int m, n, features;
+  int row_chunks;  // of 64 columns, in a row of W
+  int shift;       // log2 of the columns of a scale, over 64
+  int stages;      // of depth
+  int feature_tiles, token_tiles;
+  bool vector_output;  // eight outputs of a token may be stored at once
+  bool vector_scales;  // the scales of two (backward) or four chunks may be read at once
+  DType bias_dtype;
+  float inverse_factor;
+  PairTable table;
+};
+
+constexpr int kConsumers = 256;
+// Token tiles that share the weights in the L2 cache, and a cluster's tiles go through them first.
+constexpr int kTokenGroup = 8;
+enum NamedBarrier { kAllConsumers = 1, kScaleWarps = 2, kWarpgroup = 3 };
+
+__device__ __forceinline__ uint32_t full(uint32_t base, int slot) { return base + slot * 16; }
+__device__ __forceinline__ uint32_t empty(uint32_t base, int slot) { return base + slot * 16 + 8; }
+
+struct Slot {
+  int index = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void next(int count) {
+    if (++index == count) index = 0, parity ^= 1;
+  }
+};
+
+struct Tile {
+  int feature, token;  // in tiles of a cluster
+};
+__device__ __forceinline__ Tile tile_at(const LargeArgs& a, int index) {
+  const int group = index / (kTokenGroup * a.feature_tiles);
+  const int inside = index - group * kTokenGroup * a.feature_tiles;
+  const int tokens = min(kTokenGroup, a.token_tiles - group * kTokenGroup);
+  const int feature = inside / tokens;
+  return {feature, group * kTokenGroup + inside - feature * tokens};
+}
+
+__device__ __forceinline__ void load_transposed(uint32_t (&m)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address));
+}
+__device__ __forceinline__ void store_transposed(uint32_t address, uint32_t a, uint32_t b,
+                                                 uint32_t c, uint32_t d) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
+}
+__device__ __forceinline__ void store_word(uint32_t address, uint32_t v) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+
+/// Two warps: the scales of a stage, divided by the table's factor and split.
+template <typename T, bool kBackward>
+struct ScaleProducer {
+  const LargeArgs& a;
+  const float* map;
+  float offset;
+  int id;  // 0..63
+
+  /// Scales of kCount chunks of 64 columns, of every row. All reads are under way
+  /// before the first is used, so that none stands behind a branch: the latency of one.
+  template <int kRows, int kCount>
+  __device__ __forceinline__ void load(float (&s)[kRows][kCount], const int (&rows)[kRows],
+                                       int chunk) const {
+    const auto first = [&](int r) { return min(rows[r], a.n - 1) * a.row_chunks; };
+    const auto block = [&](int r, int j) {
+      return (first(r) + min(chunk + j, a.row_chunks - 1)) >> a.shift;
+    };
+    const int start = min(chunk, a.row_chunks - kCount);  // a.vector_scales: a multiple of kCount
+    if (a.scales.absmax_8bit == nullptr) {
+      const float* absmax = a.scales.absmax;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kCount; j += 2) {
+          if (a.vector_scales) {
+            const float2 two =
+                __ldg(reinterpret_cast<const float2*>(absmax + first(r) + start + j));
+            s[r][j] = two.x, s[r][j + 1] = two.y;
+          } else {
+            s[r][j] = __ldg(absmax + block(r, j)), s[r][j + 1] = __ldg(absmax + block(r, j + 1));
+          }
+        }
+      }
+    } else if (a.vector_scales) {
+      uint32_t words[kRows];
+      float high[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const uint8_t* from = a.scales.absmax_8bit + first(r) + start;
+        words[r] = kCount == 4 ? __ldg(reinterpret_cast<const uint32_t*>(from))
+                               : __ldg(reinterpret_cast<const uint16_t*>(from));
+        high[r] = __ldg(a.scales.absmax2 + (first(r) + start) / kNestedBlocksize);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) s[r][j] = nested(words[r] >> (8 * j) & 255, high[r]);
+      }
+    } else {
+      uint8_t codes[kRows][kCount];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+          codes[r][j] = __ldg(a.scales.absmax_8bit + block(r, j));
+          s[r][j] = __ldg(a.scales.absmax2 + block(r, j) / kNestedBlocksize);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) s[r][j] = nested(codes[r][j], s[r][j]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        s[r][j] = rows[r] < a.n && chunk + j < a.row_chunks ? s[r][j] * a.inverse_factor : 0.0f;
+      }
+    }
+  }
+  __device__ __forceinline__ float nested(uint32_t code, float high) const {
+    return __fadd_rn(__fmul_rn(map[code], high), offset);
+  }
+
+  /// Forward: [feature][chunk of the stage]. Backward, where both of a pair differ in depth:
+  /// [chunk][block of 64][16 of depth][lane % 4][half of the 16], {two rounded ones, two rests}.
+  __device__ __forceinline__ void fill(uint8_t* to, int first_feature, int stage) const {
+    if constexpr (!kBackward) {
+      const int rows[2] = {first_feature + id, first_feature + id + 64};
+      float s[2][4];
+      load(s, rows, stage * 4);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        *reinterpret_cast<uint4*>(to + (id + 64 * h) * 16) =
+            make_uint4(split<T>(s[h][0]), split<T>(s[h][1]), split<T>(s[h][2]), split<T>(s[h][3]));
+      }
+    } else {
+      const int row = stage * kLargeDepth + 2 * id;
+      const int rows[4] = {row, row + 1, row + 128, row + 129};
+      float s[4][2];
+      load(s, rows, first_feature / 64);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int pair = id + 64 * h, eight = pair % 32 / 4;
+        uint8_t* at = to + pair / 32 * 256 + eight / 2 * 64 + pair % 4 * 16 + eight % 2 * 8;
+#pragma unroll
+        for (int chunk = 0; chunk < 2; ++chunk) {
+          const uint32_t first = split<T>(s[2 * h][chunk]), second = split<T>(s[2 * h + 1][chunk]);
+          *reinterpret_cast<uint2*>(at + chunk * 1024) =
+              make_uint2(__byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632));
+        }
+      }
+    }
+  }
+};
+
+template <typename T, int kVariant, bool kBackward>
+__global__ void __launch_bounds__(kLargeThreads, 1)
+    large_kernel(const __grid_constant__ CUtensorMap codes_map,
+                 const __grid_constant__ CUtensorMap input_map,
+                 const __grid_constant__ LargeArgs a) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr LargeVariant v = kLargeVariants[kVariant];
+  constexpr LargeLayout l = large_layout(v);
+  constexpr int kTokens = v.tokens;
+  static_assert(l.bytes <= 232448 && l.codes % 1024 == 0 && l.inputs % 1024 == 0);
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const uint32_t base = shared_address(shared);
+  const uint32_t weight_barriers = base + l.barriers;
+  const uint32_t input_barriers = weight_barriers + 16 * v.weight_stages;
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32 % 4;
+  // The compiler must see that a warpgroup takes one branch.
+  const int group = __shfl_sync(0xffffffffu, tid / 128, 0);
+  const int rank = blockIdx.x % kLargeCluster;
+  const int first_tile = blockIdx.x / kLargeCluster, clusters = gridDim.x / kLargeCluster;
+  const int tiles = a.feature_tiles * a.token_tiles;
+  allow_next_kernel();
+
+  if (tid == kConsumers) {
+    for (int s = 0; s < v.weight_stages; ++s) {
+      init_barrier(full(weight_barriers, s), 1 + 64);
+      init_barrier(empty(weight_barriers, s), kConsumers / 32);
+    }
+    for (int s = 0; s < v.input_stages; ++s) {
+      init_barrier(full(input_barriers, s), 1);
+      init_barrier(empty(input_barriers, s), kLargeCluster * kConsumers / 32);
+    }
+    publish_barriers();
+  }
+  __syncwarp();
+  arrive_cluster();
+  if (group < 2) fill_pair_table<kConsumers / 32>(shared, a.table, tid / 32, lane);
+  wait_cluster();
+
+  if (group == 2) {  // ---- producers
+    give_registers<40>();
+    if (warp == 0) {
+      if (lane == 0) {
+        Slot slot{0, 1};
+#pragma unroll 1
+        for (int i = first_tile; i < tiles; i += clusters) {
+          const int feature = (tile_at(a, i).feature * kLargeCluster + rank) * kLargeFeatures;
+#pragma unroll 1
+          for (int stage = 0; stage < a.stages; ++stage) {
+            const uint32_t barrier = full(weight_barriers, slot.index);
+            wait_barrier(empty(weight_barriers, slot.index), slot.parity);
+            arrive_expecting(barrier, l.codes_stage);
+            copy_tensor_2d(base + l.codes + slot.index * l.codes_stage, &codes_map,
+                           kBackward ? feature / 2 : stage * (kLargeDepth / 2),
+                           kBackward ? stage * kLargeDepth : feature, barrier);
+            slot.next(v.weight_stages);
+          }
+        }
+      }
+    } else if (warp == 1) {
+      if (lane == 0) {
+        wait_for_previous_kernel();
+        Slot slot{0, 1};
+        const uint32_t half = base + l.inputs + rank * (l.input_stage / kLargeCluster);
+#pragma unroll 1
+        for (int i = first_tile; i < tiles; i += clusters) {
+          int token = tile_at(a, i).token * kTokens + rank * (kTokens / kLargeCluster);
+          if (token >= a.m) token = 0;  // any will do, and a box of nothing but zeros is slow
+#pragma unroll 1
+          for (int block = 0; block < a.stages * 4; ++block) {
+            const uint32_t barrier = full(input_barriers, slot.index);
+            wait_barrier(empty(input_barriers, slot.index), slot.parity);
+            arrive_expecting(barrier, l.input_stage);
+            copy_tensor_2d_to_all(half + slot.index * l.input_stage, &input_map, block * 64, token,
+                                  barrier, (1 << kLargeCluster) - 1);
+            slot.next(v.input_stages);
+          }
+        }
+      }
+    } else {
+      auto* map = reinterpret_cast<float*>(shared + l.map);
+      ScaleProducer<T, kBackward> producer{a, map, 0.0f, tid % 64};
+      if (a.scales.absmax_8bit != nullptr) {
+        for (int i = tid % 64; i < 256; i += 64) map[i] = __ldg(a.scales.absmax_code + i);
+        producer.offset = __ldg(a.scales.absmax_offset);
+        sync_group<kScaleWarps>(64);
+      }
+      Slot slot{0, 1};
+#pragma unroll 1
+      for (int i = first_tile; i < tiles; i += clusters) {
+        const int feature = (tile_at(a, i).feature * kLargeCluster + rank) * kLargeFeatures;
+#pragma unroll 1
+        for (int stage = 0; stage < a.stages; ++stage) {
+          wait_barrier(empty(weight_barriers, slot.index), slot.parity);
+          producer.fill(shared + l.scales + slot.index * l.scales_stage, feature, stage);
+          arrive(full(weight_barriers, slot.index));
+          slot.next(v.weight_stages);
+        }
+      }
+    }
+  } else {  // ---- consumers
+    take_registers<232>();
+    sync_group<kAllConsumers>(kConsumers);
+    const int g = lane / 4, t = lane % 4;
+    const uint32_t table_at = keep(base + lane * 4);
+    // Forward: byte t of a word. Backward: the features of two warps share a word of two rows.
+    const uint32_t select = keep(0x80u << (8 * (kBackward ? warp % 2 : t)));
+    const int row = group * 64 + warp * 16 + g;
+    const uint32_t codes_at =
+        keep(base + l.codes +
+             (kBackward ? lane * 64 + (((group * 2 + warp / 2) ^ (lane / 2 % 4)) << 4)
+                        : row * 128 + (g << 4)));
+    const uint32_t scales_at =
+        keep(base + l.scales + (kBackward ? group * 1024 + t * 16 : row * 16));
+    const uint64_t operand = swizzled_operand(base + l.inputs);
+    // Lanes 0 and 1 free a stage of the activations in both blocks.
+    const uint32_t release_at =
+        keep(peer_address(empty(input_barriers, 0), lane < kLargeCluster ? lane : 0));
+    const uint32_t outputs = base + l.outputs + group * kLargePass * 128;
+
+    struct Block {
+      uint32_t codes[kBackward ? 8 : 16];
+      uint32_t scales[2];  // forward: of rows g and g + 8
+    };
+    const auto fetch = [&](Block& q, int slot, int b) {
+      const uint32_t at = codes_at + slot * l.codes_stage;
+      if constexpr (kBackward) {
+        uint32_t(&first)[4] = *reinterpret_cast<uint32_t(*)[4]>(q.codes);
+        uint32_t(&second)[4] = *reinterpret_cast<uint32_t(*)[4]>(q.codes + 4);
+        load_transposed(first, at + b * 4096);
+        load_transposed(second, at + b * 4096 + 2048);
+      } else {
+#pragma unroll
+        for (int h = 0; h < 4; ++h) {  // 32 bytes of row g, 32 of row g + 8
+          const uint4 w = shared_words((at ^ (b * 32 + h % 2 * 16)) + h / 2 * 1024);
+          q.codes[4 * h] = w.x, q.codes[4 * h + 1] = w.y;
+          q.codes[4 * h + 2] = w.z, q.codes[4 * h + 3] = w.w;
+        }
+        q.scales[0] = shared_word(scales_at + slot * l.scales_stage + b * 4);
+        q.scales[1] = shared_word(scales_at + slot * l.scales_stage + b * 4 + 8 * 16);
+      }
+    };
+    const auto decode = [&](uint32_t(&fragment)[16], const Block& q, int slot, int b) {
+      if constexpr (kBackward) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {  // 16 of depth
+          const uint4 s = shared_words(scales_at + slot * l.scales_stage + b * 256 + c * 64);
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const uint32_t word = q.codes[2 * c + h];
+            const uint32_t first = shared_word(__dp4a(word, select, table_at));
+            const uint32_t second = shared_word(__dp4a(word, select << 16, table_at));
+            const uint32_t high = h == 0 ? s.x : s.z, low = h == 0 ? s.y : s.w;
+            fragment[4 * c + 2 * h] = scaled(T{}, __byte_perm(first, second, 0x5410), high, low);
+            fragment[4 * c + 2 * h + 1] =
+                scaled(T{}, __byte_perm(first, second, 0x7632), high, low);
+          }
+        }
+      } else {
+        const uint32_t high[2] = {__byte_perm(q.scales[0], 0, 0x1010),
+                                  __byte_perm(q.scales[1], 0, 0x1010)};
+        const uint32_t low[2] = {__byte_perm(q.scales[0], 0, 0x3232),
+                                 __byte_perm(q.scales[1], 0, 0x3232)};
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {  // word j / 2 of row g (j even) or g + 8
+          const uint32_t code = shared_word(__dp4a(q.codes[j % 2 * 8 + j / 2], select, table_at));
+          fragment[j] = scaled(T{}, code, high[j % 2], low[j % 2]);
+        }
+      }
+      pin(fragment);
+    };
+
+    float sums[kTokens / 2];
+    uint32_t fragments[2][16];
+    Block q;
+    Slot weight, input;  // of the codes in q, of the next product
+    wait_barrier(full(weight_barriers, 0), 0);
+    fetch(q, 0, 0);
+    decode(fragments[0], q, 0, 0);
+    wait_for_previous_kernel();
+#pragma unroll 1
+    for (int i = first_tile; i < tiles; i += clusters) {
+      const Tile tile = tile_at(a, i);
+      const bool last_tile = i + clusters >= tiles;
+      uint32_t done = 0;  // barrier that frees the activations of the product before
+#pragma unroll 1
+      for (int stage = 0; stage < a.stages; ++stage) {
+#pragma unroll
+        for (int b = 0; b < 4; ++b) {
+          wait_barrier(full(input_barriers, input.index), input.parity);
+          const uint64_t x = operand + static_cast<uint32_t>(input.index * (l.input_stage >> 4));
+          fence_products();
+#pragma unroll
+          for (int s = 0; s < 4; ++s) {
+            const uint32_t* f = &fragments[b % 2][4 * s];
+            wgmma(T{}, sums, f[0], f[1], f[2], f[3], x + 2 * s, stage + b + s != 0);
+          }
+          commit_products();
+          const int held = weight.index;
+          if (b == 3) {
+            weight.next(v.weight_stages);
+            // Behind the very last block comes one that is decoded and not used.
+            if (!last_tile || stage + 1 < a.stages) {
+              wait_barrier(full(weight_barriers, weight.index), weight.parity);
+            }
+          }
+          fetch(q, weight.index, (b + 1) % 4);
+          wait_products<1>();
+          if (lane < kLargeCluster && stage + b != 0) arrive_at_peer(done);
+          done = release_at + input.index * 16;
+          input.next(v.input_stages);
+          decode(fragments[(b + 1) % 2], q, weight.index, (b + 1) % 4);
+          if (b == 2) {  // its last codes are decoded
+            __syncwarp();
+            if (lane == 0) arrive(empty(weight_barriers, held));
+          }
+        }
+      }
+      wait_products<0>();
+      pin(sums);
+      if (lane < kLargeCluster) arrive_at_peer(done);
+
+      // ---- outputs: turned around in shared memory to rows of 64 features of a token
+      const int first_feature = (tile.feature * kLargeCluster + rank) * kLargeFeatures + group * 64;
+      float bias[2] = {};
+      if constexpr (!kBackward) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int feature = first_feature + warp * 16 + g + 8 * h;
+          if (feature < a.features) bias[h] = bias_at(a.bias, a.bias_dtype, feature);
+        }
+      }
+#pragma unroll
+      for (int pass = 0; pass < kTokens / kLargePass; ++pass) {
+        group == 0 ? sync_group<kWarpgroup>(128) : sync_group<kWarpgroup + 1>(128);
+#pragma unroll
+        for (int j = 0; j < kLargePass / 8; j += 2) {
+          const float* d = &sums[(pass * (kLargePass / 8) + j) * 4];
+          if constexpr (kBackward) {  // rows g and g + 8 are neighbouring features
+            const int chunk = warp / 2 * 4 + g / 2;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+#pragma unroll
+              for (int odd = 0; odd < 2; ++odd) {
+                const int token = 8 * (j + h) + 2 * t + odd;
+                store_word(
+                    outputs + token * 128 + ((chunk ^ (token % 8)) << 4) + g % 2 * 8 + warp % 2 * 4,
+                    rounded_pair<T>(d[4 * h + odd], d[4 * h + 2 + odd]));
+              }
+            }
+          } else {
+            const int token = 8 * (j + lane / 16) + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+            store_transposed(outputs + token * 128 + ((chunk ^ (lane % 8)) << 4),
+                             rounded_pair<T>(d[0] + bias[0], d[1] + bias[0]),
+                             rounded_pair<T>(d[2] + bias[1], d[3] + bias[1]),
+                             rounded_pair<T>(d[4] + bias[0], d[5] + bias[0]),
+                             rounded_pair<T>(d[6] + bias[1], d[7] + bias[1]));
+          }
+        }
+        group == 0 ? sync_group<kWarpgroup>(128) : sync_group<kWarpgroup + 1>(128);
+#pragma unroll
+        for (int j = 0; j < kLargePass / 16; ++j) {
+          const int inside = j * 16 + tid % 128 / 8, chunk = tid % 8;
+          const int token = tile.token * kTokens + pass * kLargePass + inside;
+          const int feature = first_feature + chunk * 8;
+          if (token >= a.m || feature >= a.features) continue;
+          const uint4 w = shared_words(outputs + inside * 128 + ((chunk ^ (inside % 8)) << 4));
+          T* to = static_cast<T*>(a.output) + int64_t{token} * a.features + feature;
+          if (a.vector_output) {
+            *reinterpret_cast<uint4*>(to) = w;
+          } else {
+            const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+              const auto bits = static_cast<uint16_t>(words[e / 2] >> (16 * (e % 2)));
+              if (feature + e < a.features) to[e] = *reinterpret_cast<const T*>(&bits);
+            }
+          }
+        }
+      }
+    }
+  }
+  // No block leaves while the other may still write to its shared memory.
+  __syncwarp();
+  arrive_cluster();
+  wait_cluster();
+#endif
+}
+
+/// What the table is multiplied by before it is rounded: NF4 has the least error there, FP4 none.
+/// float16 has room below and little above: a sixteenth of it.
+float table_factor(const Matmul4bitParams& p) noexcept {
+  const bool half = p.dtype == DType::kFloat16;
+  if (p.quant_type == QuantType::kFP4) return half ? 0.75f : 12.0f;
+  return half ? 1.459f / 16.0f : 1.437f;
+}
+
+template <typename T, bool kBackward>
+Status run(int variant, const LaunchShape& shape, const CUtensorMap& codes,
+           const CUtensorMap& input, const LargeArgs& a, Stream stream) {
+  switch (variant) {
+    case 0:
+      return launch(large_kernel<T, 0, kBackward>, shape, stream, codes, input, a);
+    case 1:
+      return launch(large_kernel<T, 1, kBackward>, shape, stream, codes, input, a);
+    case 2:
+      return launch(large_kernel<T, 2, kBackward>, shape, stream, codes, input, a);
+  }
+  return invalid_argument("the plan was made for another problem");
+}
+
+}  // namespace
+
+Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, bool backward,
+                    Stream stream) noexcept {
+  const int variant = plan.id - kLarge;
+  if (variant < 0 || variant >= kLargeVariantCount || !large_applies(p)) {
+    return invalid_argument("the plan was made for another problem");
+  }
+  const LargeVariant& v = kLargeVariants[variant];
+  const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
+  LargeArgs a = {};
+  a.feature_tiles = static_cast<int>(ceil_div(features, kLargeFeatures * kLargeCluster));
+  a.token_tiles = static_cast<int>(ceil_div(p.m, v.tokens));
+  if (plan.grid_x < kLargeCluster || plan.grid_x % kLargeCluster != 0 ||
+      plan.grid_x > int64_t{kLargeCluster} * a.feature_tiles * a.token_tiles || plan.grid_y != 1 ||
+      plan.threads != kLargeThreads || plan.shared_bytes < large_layout(v).bytes) {
+    return invalid_argument("the plan was made for another problem");
+  }
+  a.scales = p.scales;
+  a.bias = p.bias;
+  a.bias_dtype = p.bias_dtype;
+  a.output = p.output;
+  a.m = static_cast<int>(p.m);
+  a.n = static_cast<int>(p.n);
+  a.features = static_cast<int>(features);
+  a.row_chunks = static_cast<int>(p.k / 64);
+  while (int64_t{64} << a.shift < p.blocksize) ++a.shift;
+  a.stages = static_cast<int>(ceil_div(depth, kLargeDepth));
+  a.vector_output = features % 8 == 0 && aligned(p.output, 16);
+  const int together = backward ? 2 : 4;
+  a.vector_scales =
+      a.shift == 0 && a.row_chunks % together == 0 &&
+      (p.scales.nested() ? aligned(p.scales.absmax_8bit, together) : aligned(p.scales.absmax, 8));
+  a.inverse_factor = 1.0f / table_factor(p);
+  a.table = pair_table(p, table_factor(p));
+  CUtensorMap codes, input;
+  const bool half = p.dtype == DType::kFloat16;
+  if (!map_matrix(codes, CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                  backward ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B, p.packed,
+                  p.k / 2, p.n, p.k / 2, backward ? kLargeFeatures / 2 : kLargeDepth / 2,
+                  backward ? kLargeDepth : kLargeFeatures) ||
+      // The stride of a single row means nothing, but must be a valid one.
+      !map_matrix(input, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                  CU_TENSOR_MAP_SWIZZLE_128B, p.input, depth, p.m,
+                  2 * (p.m > 1 ? p.input_stride : round_up(depth, 8)), 64,
+                  v.tokens / kLargeCluster)) {
+    return unsupported("the CUDA driver refuses the tensor maps of this problem");
+  }
+  LaunchShape shape{plan.grid_x, 1, plan.threads, plan.shared_bytes, p.programmatic_launch};
+  shape.cluster = kLargeCluster;
+  if (backward) {
+    return half ? run<__half, true>(variant, shape, codes, input, a, stream)
+                : run<__nv_bfloat16, true>(variant, shape, codes, input, a, stream);
+  }
+  return half ? run<__half, false>(variant, shape, codes, input, a, stream)
+              : run<__nv_bfloat16, false>(variant, shape, codes, input, a, stream);
+}
+
+}  // namespace lowbit::kernels::cuda
