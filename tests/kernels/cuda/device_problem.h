@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 
 #include "cuda/fourbit_matmul.h"
@@ -9,6 +10,13 @@
 #include "kernels/fourbit_problem.h"
 
 namespace lowbit::kernels::testing {
+
+/// How often a test repeats itself. Under compute-sanitizer, a hundred times slower, tests would
+/// not end: LOWBIT_TEST_ROUNDS bounds it there.
+inline int rounds(int wanted) {
+  const char* most = std::getenv("LOWBIT_TEST_ROUNDS");
+  return most == nullptr ? wanted : std::clamp(std::atoi(most), 1, wanted);
+}
 
 using test::DeviceBuffer;
 

@@ -60,7 +60,7 @@ class CudaMatmulLarge : public ::testing::Test {
 
 TEST_F(CudaMatmulLarge, EveryVariantAgrees) {
   for (int variant = 0; variant < cuda::kLargeVariantCount; ++variant) {
-    for (int i = 0; i < 60; ++i) {
+    for (int i = 0; i < testing::rounds(60); ++i) {
       const FourbitSpec spec = any_problem(cuda::kLargeVariants[variant].tokens, false);
       DeviceProblem problem(spec, rng_);
       Matmul4bitParams p = problem.params();
@@ -110,7 +110,7 @@ struct Gradient {
 
 TEST_F(CudaMatmulLarge, EveryVariantOfTheBackwardAgrees) {
   for (int variant = 0; variant < cuda::kLargeVariantCount; ++variant) {
-    for (int i = 0; i < 60; ++i) {
+    for (int i = 0; i < testing::rounds(60); ++i) {
       const FourbitSpec spec = any_problem(cuda::kLargeVariants[variant].tokens, true);
       DeviceProblem problem(spec, rng_);
       const Gradient gradient(spec, rng_);
@@ -169,7 +169,7 @@ TEST_F(CudaMatmulLarge, TenThousandLaunchesGiveTheSameBits) {
     const Matmul4bitCudaPlan plan = cuda::plan_large(p, device, 0, backward);
     SCOPED_TRACE(trace(spec, plan));
     Bytes first(spec.m * 320 * 2), now(first.size());
-    for (int i = 0; i < 10'000; ++i) {
+    for (int i = 0; i < testing::rounds(10'000); ++i) {
       EXPECT_CUDA_OK(cudaMemsetAsync(p.output, 0xff, first.size()));
       p.programmatic_launch = i % 2 == 1;
       EXPECT_STATUS_OK(backward ? cuda::matmul_4bit_backward_input(plan, p, Stream{})
@@ -224,7 +224,7 @@ TEST_F(CudaMatmulLarge, StreamsAndGraphsDoNotDisturbEachOther) {
       ASSERT_EQ(cudaGraphInstantiate(&graphs[s], graph, 0), cudaSuccess);
       cudaGraphDestroy(graph);
     }
-    for (int repeat = 0; repeat < 20; ++repeat) {
+    for (int repeat = 0; repeat < testing::rounds(20); ++repeat) {
       SCOPED_TRACE("early " + std::to_string(early) + " repeat " + std::to_string(repeat));
       for (auto& stream_layers : layers) {
         for (auto& layer : stream_layers) layer->poison();
