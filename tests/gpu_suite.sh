@@ -91,7 +91,7 @@ checker=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanit
 run_tool() {
   local tool=$1 name=$2 part=$3 parts=$4 start log
   start=$(date +%s) log=$work/$tool.$name.$part
-  LOWBIT_TEST_ROUNDS=${LOWBIT_TEST_ROUNDS:-2} GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part timeout -k 5 "${LOWBIT_SANITIZER_TIMEOUT:-170}" \
+  LOWBIT_TEST_ROUNDS=${LOWBIT_TEST_ROUNDS:-1} GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part timeout -k 5 "${LOWBIT_SANITIZER_TIMEOUT:-170}" \
     "$checker" --tool "$tool" --error-exitcode 9 "$bin/$name" >"$log.log" 2>&1
   echo $? >"$log.rc"
   seconds "$start" >"$log.s"

@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   if (tid == kConsumers) {
     for (int s = 0; s < v.weight_stages; ++s) {
       init_barrier(full(weight_barriers, s), 1 + 64);
-      init_barrier(empty(weight_barriers, s), kConsumers / 32);
+      init_barrier(empty(weight_barriers, s), kConsumers);
     }
     for (int s = 0; s < v.input_stages; ++s) {
       init_barrier(full(input_barriers, s), 1);
@@ -410,9 +410,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           done = release_at + input.index * 16;
           input.next(v.input_stages);
           decode(fragments[(b + 1) % 2], q, weight.index, (b + 1) % 4);
-          if (b == 2) {  // its last codes are decoded
-            __syncwarp();
-            if (lane == 0) arrive(empty(weight_barriers, held));
+          if (b == 2) {                            // its last codes are decoded
+            arrive(empty(weight_barriers, held));  // every lane: racecheck follows no deputies
           }
         }
       }

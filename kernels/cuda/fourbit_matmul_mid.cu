@@ -214,8 +214,9 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
     // Of the rings of scales, weights and inputs, which lie behind each other.
     for (int s = lane; s < 2 + v.weight_stages + l.input_slots; s += 32) {
       init_barrier(full(scale_barriers, s), s < 2 ? 64 : 1);
-      init_barrier(empty(scale_barriers, s),
-                   s < 2 + v.weight_stages ? kGroups * 4 : v.row_groups * 4);
+      init_barrier(empty(scale_barriers, s), s < 2                     ? kConsumerThreads
+                                             : s < 2 + v.weight_stages ? kGroups * 4
+                                                                       : v.row_groups * 4);
     }
     publish_barriers();
   }
@@ -324,9 +325,10 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   uint32_t parity = 0;
   const auto next_stage = [&] {
     __syncwarp();
-    if (leader && stage < stages) {
-      arrive(empty(weight_barriers, slot));
+    if (stage < stages) {
+      if (leader) arrive(empty(weight_barriers, slot));
       if (stage % kMidScaleStages == kMidScaleStages - 1) {
+        // Every lane: racecheck follows no deputies where threads wrote what is read.
         arrive(empty(scale_barriers, stage / kMidScaleStages & 1));
       }
     }

@@ -107,7 +107,7 @@ TEST_F(CudaMatmul, EveryVariantOfTheSmallKernelAgrees) {
       if (HasFailure()) return;
       ++ran;
     }
-    if (testing::rounds(40) == 40) EXPECT_GT(ran, 20) << v.name;
+    EXPECT_GT(ran, testing::rounds(40) == 40 ? 20 : -1) << v.name;
   }
 }
 
@@ -141,13 +141,13 @@ TEST_F(CudaMatmul, EveryVariantOfTheMidKernelAgrees) {
       if (HasFailure()) return;
       ++ran;
     }
-    if (testing::rounds(40) == 40) EXPECT_GT(ran, 20) << v.name;
+    EXPECT_GT(ran, testing::rounds(40) == 40 ? 20 : -1) << v.name;
   }
 }
 
 TEST_F(CudaMatmul, AgreesAtTheSizesOfModels) {
   LOWBIT_NEEDS_GPU();
-  const int64_t shapes[][2] = {{4096, 4096},  {1024, 4096}, {14336, 4096},
+  const int64_t shapes[][2] = {{1024, 4096},  {4096, 4096}, {14336, 4096},
                                {4096, 14336}, {8192, 8192}, {2048, 2816}};
   for (const auto& [n, k] : shapes) {
     for (const int64_t m : {1, 5, 16, 50, 128, 300}) {
@@ -197,7 +197,8 @@ TEST_F(CudaMatmul, ChainsAreCapturableAndMayStartEarly) {
   const bool hopper = device_properties().compute_capability >= 90;
   for (const int64_t m : {1, 4, 12, 40, 100}) {
     FourbitSpec spec;
-    spec.m = m, spec.n = 2048, spec.k = 2048, spec.dtype = DType::kBFloat16, spec.nested = true;
+    spec.m = m, spec.dtype = DType::kBFloat16, spec.nested = true;
+    spec.n = spec.k = testing::rounds(2048) == 2048 ? 2048 : 512;
     std::vector<std::unique_ptr<DeviceProblem>> layers;
     for (int i = 0; i < 6; ++i) layers.push_back(std::make_unique<DeviceProblem>(spec, rng_));
     const auto enqueue = [&](bool early) {
