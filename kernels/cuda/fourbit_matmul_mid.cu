@@ -15,7 +15,8 @@
 //  * Codes are multiplied unscaled; a block's sums are scaled in float32 as they are added up, so
 //  the
 //    scale is never rounded. The next block is decoded while wgmma runs.
-//  * Rows behind N, columns behind K and tokens behind M arrive as zeros, with zero scales.
+//  * Rows behind N, columns behind K and tokens behind M arrive as zeros, with zero scales; what the
+//    copies leave of a tile is never stored.
 #include <cuda.h>
 
 #include "cuda/common/async_copy.cuh"
@@ -34,6 +35,7 @@ struct MidArgs {
   const void* bias;
   void* output;
   int m, n, k;
+  int tile;   // tokens of a block: the copy engine is slow on what lies behind the last one
   int shift;  // log2 of the columns of a scale, over 64
   int log_splits;
   int units, rest;     // of stages: of every block of a cluster, and one more for the first `rest`
@@ -205,7 +207,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   const int group = __shfl_sync(0xffffffffu, tid / 128, 0);
   const int splits = 1 << a.log_splits, rank = blockIdx.x & (splits - 1);
   const int first_row = static_cast<int>(blockIdx.x >> a.log_splits) * kRows;
-  const int first_token = blockIdx.y * kTokens, tokens = min(kTokens, a.m - first_token);
+  const int first_token = blockIdx.y * a.tile, tokens = min(a.tile, a.m - first_token);
   const int stages = (a.units + (rank < a.rest)) * mid_unit(v);
   const int first_stage = (rank * a.units + min(rank, a.rest)) * mid_unit(v);
   allow_next_kernel();
@@ -249,7 +251,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
 #pragma unroll 1
         for (int i = 0; i < slots; ++i) {
           if (i >= l.input_slots) wait_barrier(empty(input_barriers, slot), parity);
-          arrive_expecting(full(input_barriers, slot), l.input_slot);
+          arrive_expecting(full(input_barriers, slot), kInputBlocks * a.tile * 128);
           copy_tensor_3d(base + l.inputs + slot * l.input_slot, &input_map, 0, first_token,
                          first_stage * 4 + i * kInputBlocks, full(input_barriers, slot));
           if (++slot == l.input_slots) slot = 0, parity ^= 1;
@@ -364,7 +366,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
           input_stage * kStageSlots + slice * (kBlocks / kInputBlocks) + b / kInputBlocks;
       if (b % kInputBlocks == 0) wait_barrier(full(input_barriers, input), input_parity);
       const uint64_t x = operand + static_cast<uint32_t>(input * (l.input_slot >> 4) +
-                                                         b % kInputBlocks * (kTokens * 8));
+                                                         b % kInputBlocks * (a.tile * 8));
       pin(products);
       fence_products();
 #pragma unroll
@@ -557,6 +559,7 @@ Status launch_mid(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   a.m = static_cast<int>(p.m);
   a.n = static_cast<int>(p.n);
   a.k = static_cast<int>(p.k);
+  a.tile = static_cast<int>(ceil_div(ceil_div(p.m, int64_t{plan.grid_y}), 8) * 8);
   while (int64_t{64} << a.shift < p.blocksize) ++a.shift;
   a.units = static_cast<int>(units) / plan.splits;
   a.rest = static_cast<int>(units) % plan.splits;
@@ -576,7 +579,7 @@ Status launch_mid(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   a.table = pair_table(p);
   CUtensorMap codes, input;
   if (encode_tensor_map() == nullptr || !map_codes(codes, p, rows) ||
-      !map_input(input, p, v.tokens, mid_input_blocks(v))) {
+      !map_input(input, p, a.tile, mid_input_blocks(v))) {
     return unsupported("the CUDA driver refuses the tensor maps of this problem");
   }
   LaunchShape shape{plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes,
