@@ -55,11 +55,14 @@ __device__ __forceinline__ Pack8<T> load_elements(const T* p, int valid, bool al
 template <bool kSigned>
 __device__ __forceinline__ void decode(const StateCode<kSigned>& map, uint2 codes, float absmax,
                                        float* state) {
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const uint32_t code = (j < 4 ? codes.x : codes.y) >> (8 * (j % 4)) & 0xffu;
-    state[j] = __fmul_rn(map.decode(code), absmax);
-  }
+  const auto four = [&](uint32_t word, float* out) {
+    out[0] = __fmul_rn(map.template decode<0>(word), absmax);
+    out[1] = __fmul_rn(map.template decode<1>(word), absmax);
+    out[2] = __fmul_rn(map.template decode<2>(word), absmax);
+    out[3] = __fmul_rn(map.template decode<3>(word), absmax);
+  };
+  four(codes.x, state);
+  four(codes.y, state + 4);
 }
 
 /// Largest magnitude of the block; NaN does not count. `state` behind the end is 0.
@@ -79,16 +82,21 @@ __device__ __forceinline__ uint2 encode(const StateCode<kSigned>& map, const flo
   // Outside this range the quotient below may not be the rounded one; 0 and infinity are there too.
   if (absmax >= 0x1p-70f && absmax <= 0x1p125f && !map.search) {
     const float reciprocal = __frcp_rn(absmax);
+    float y[kPerLane], mark = 0.0f;
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) {
       // state / absmax, rounded to nearest: the reciprocal is, and one correction makes the
       // quotient so (Markstein 1990, "Computation of elementary functions on the IBM RISC
-      // System/6000"). The correction turns -0 into +0: the sign is the state's.
+      // System/6000"). The correction turns -0 into +0.
       const float guess = __fmul_rn(state[j], reciprocal);
-      const float y = __fmaf_rn(__fmaf_rn(-guess, absmax, state[j]), reciprocal, guess);
-      words[j / 4] |= map.template encode<kRule>(copysignf(y, state[j])) << (8 * (j % 4));
+      y[j] = __fmaf_rn(__fmaf_rn(-guess, absmax, state[j]), reciprocal, guess);
+      if constexpr (kMayBeNaN) mark = __fmaf_rn(state[j], 0.0f, mark);
     }
-    if constexpr (kMayBeNaN) {
+#pragma unroll
+    for (int k = 0; k < kPerLane / 4; ++k) {
+      words[k] = map.template encode<kRule>(y + 4 * k, state + 4 * k);
+    }
+    if (kMayBeNaN && !(mark == 0.0f)) {
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         if (!(state[j] == state[j])) words[j / 4] &= ~(0xffu << (8 * (j % 4)));
