@@ -91,10 +91,10 @@ __device__ __forceinline__ int tensor_of_chunk(const OptimizerLaunch& launch, in
   return low;
 }
 
-/// Calls f(tensor, coefficients, first element, chunk) for the chunks of this block: a contiguous
-/// run, so that tensor and coefficients rarely change.
+/// Calls f(tensor, coefficients, first chunk, last chunk + 1) for the chunks of this block: a
+/// contiguous run, so that tensor and coefficients rarely change. Chunks count in the launch.
 template <OptimizerKind kKind, typename F>
-__device__ __forceinline__ void for_chunks_of_block(const OptimizerLaunch& launch, const F& f) {
+__device__ __forceinline__ void for_runs_of_block(const OptimizerLaunch& launch, const F& f) {
   __shared__ OptimizerCoefficients coefficients;
   const int begin = static_cast<int>(int64_t{launch.nchunks} * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(int64_t{launch.nchunks} * (blockIdx.x + 1) / gridDim.x);
@@ -104,12 +104,21 @@ __device__ __forceinline__ void for_chunks_of_block(const OptimizerLaunch& launc
     while (at + 1 < launch.ntensors && launch.tensors[at + 1].first_chunk <= chunk) ++at;
     const DeviceTensor& t = launch.tensors[at];
     const int after =
-        at + 1 < launch.ntensors ? launch.tensors[at + 1].first_chunk : launch.nchunks;
-    const OptimizerCoefficients& c = share_coefficients(kKind, launch, t, &coefficients);
-    for (; chunk < end && chunk < after; ++chunk) {
-      f(t, c, int64_t{chunk - t.first_chunk} * kOptimizerChunk, chunk);
-    }
+        min(end, at + 1 < launch.ntensors ? launch.tensors[at + 1].first_chunk : launch.nchunks);
+    f(t, share_coefficients(kKind, launch, t, &coefficients), chunk, after);
+    chunk = after;
   }
+}
+
+/// Calls f(tensor, coefficients, first element, chunk) for the chunks of this block.
+template <OptimizerKind kKind, typename F>
+__device__ __forceinline__ void for_chunks_of_block(const OptimizerLaunch& launch, const F& f) {
+  for_runs_of_block<kKind>(
+      launch, [&](const DeviceTensor& t, const OptimizerCoefficients& c, int begin, int end) {
+        for (int chunk = begin; chunk < end; ++chunk) {
+          f(t, c, int64_t{chunk - t.first_chunk} * kOptimizerChunk, chunk);
+        }
+      });
 }
 
 /// Calls step(launch, first tensor) -> Status for batches of tensors that fit into one launch.

@@ -161,6 +161,10 @@ void check_optimizer_call(const char* op, const OptimizerCall& call) {
 
 void optimizer_step(const char* op, const OptimizerCall& call) {
   check_optimizer_call(op, call);
+  run_optimizer_call(op, call);
+}
+
+void run_optimizer_call(const char* op, const OptimizerCall& call) {
   if (call.tensors.empty()) return;
   const at::NoGradGuard no_grad;
   const Operands operands(call);

@@ -44,5 +44,7 @@ struct OptimizerCall {
 void check_optimizer_call(const char* op, const OptimizerCall& call);
 /// Checks, then updates p and the states in place. Nothing is written when it throws.
 void optimizer_step(const char* op, const OptimizerCall& call);
+/// Without the checks, for a call that has passed them.
+void run_optimizer_call(const char* op, const OptimizerCall& call);
 
 }  // namespace lowbit::ops

@@ -34,17 +34,27 @@ const Options& Optimizer::options_of(const torch::optim::OptimizerParamGroup& gr
   return *options;
 }
 
-Optimizer::Update Optimizer::update_of(size_t group, const at::Tensor& p) const {
-  const auto& options = static_cast<const Options&>(param_groups_[group].options());
+Optimizer::Update Optimizer::update_of_group(size_t group) const {
+  const Options& options = options_of(param_groups_[group]);
   Update update{
-      .group = group, .p = p, .g = {}, .values = options.values(), .config = options.config()};
+      .group = group, .p = {}, .g = {}, .values = options.values(), .config = options.config()};
   if (variant_.optim_bits != 0) update.config.optim_bits = variant_.optim_bits;
   update.config.is_paged = update.config.is_paged || variant_.is_paged;
+  return update;
+}
+
+void Optimizer::apply_wishes(const at::Tensor& p, Update& update) const {
   if (tensor::requests_float32_states(p)) update.config.optim_bits = 32;
   if (const ParameterOverride* o = overrides_.find(p)) {
     apply(*o, update.values, update.config);
     update.own_rate = o->lr.has_value();
   }
+}
+
+Optimizer::Update Optimizer::update_of(size_t group, const at::Tensor& p) const {
+  Update update = update_of_group(group);
+  apply_wishes(p, update);
+  update.p = p;
   return update;
 }
 

@@ -108,8 +108,13 @@ std::vector<Optimizer::Update> Optimizer::collect() const {
   const char* op = name_.c_str();
   const OptimizerKind kind = ops::parse_optimizer(op, variant_.algorithm).kind;
   std::vector<Update> updates;
+  size_t count = 0;
+  for (const auto& group : param_groups_) count += group.params().size();
+  updates.reserve(count);
+  // Of the last device asked: the answer costs more than all else here.
+  std::pair<at::Device, bool> capturing{at::kCPU, false};
   for (size_t group = 0; group < param_groups_.size(); ++group) {
-    options_of(param_groups_[group]);
+    const Update of_group = update_of_group(group);
     for (const at::Tensor& p : param_groups_[group].params()) {
       LOWBIT_CHECK(p.defined(), op, "parameters", "defined tensors", "an undefined one");
       const at::Tensor& grad = p.grad();
@@ -122,7 +127,9 @@ std::vector<Optimizer::Update> Optimizer::collect() const {
       LOWBIT_CHECK(grad.sizes() == p.sizes(), op, "gradients",
                    c10::str("of the parameter's shape ", p.sizes()),
                    c10::str("shape ", grad.sizes()));
-      Update update = update_of(group, p);
+      Update& update = updates.emplace_back(of_group);
+      apply_wishes(p, update);
+      update.p = p;
       update.g = grad.scalar_type() == p.scalar_type() ? grad : grad.to(p.scalar_type());
       LOWBIT_CHECK(update.config.max_unorm == 0 || has_update_limit(kind), op, "max_unorm",
                    "0 for this optimizer", update.config.max_unorm);
@@ -132,13 +139,15 @@ std::vector<Optimizer::Update> Optimizer::collect() const {
         LOWBIT_CHECK(size == p.numel(), op, "parameters", "as large as when their states were made",
                      c10::str("shape ", p.sizes(), " with a state of ", size, " elements"));
       }
-      if (ops::is_capturing(p.device())) {
+      if (capturing.first != p.device()) {
+        capturing = {p.device(), ops::is_capturing(p.device())};
+      }
+      if (capturing.second) {
         LOWBIT_CHECK(guards().capturable, op, "capturable", "true while a CUDA graph is captured",
                      "false");
         LOWBIT_CHECK(update.state != nullptr && update.state->step_value.defined(), op, "step()",
                      "called once before it is captured", "a parameter without state");
       }
-      updates.push_back(std::move(update));
     }
   }
   return updates;
@@ -207,11 +216,12 @@ std::vector<Optimizer::Call> Optimizer::calls_of(const std::vector<Update>& upda
       found = calls.insert(found, {.call = {.kind = kind, .blockwise = s.blockwise()}});
       found->call.map1 = s.qmap1;
       found->call.map2 = s.qmap2;
+      found->call.tensors.reserve(updates.size());
     }
-    for (const at::Tensor& state : {s.state1, s.state2}) {
-      if (!managed || !state.defined()) continue;
-      found->prefetched.push_back(state);
-      found->paged_bytes += static_cast<int64_t>(state.nbytes());
+    for (const at::Tensor* state : {&s.state1, &s.state2}) {
+      if (!managed || !state->defined()) continue;
+      found->prefetched.push_back(*state);
+      found->paged_bytes += static_cast<int64_t>(state->nbytes());
     }
     OptimizerHyper hyper = hyper_of(u.values, u.config, s.step + 1);
     if (s.step_value.defined()) {
@@ -263,7 +273,7 @@ torch::Tensor Optimizer::step(LossClosure closure) {
     prepare_counts(updates);
     prepare_rates(updates);
     sync_learning_rates();
-    calls = calls_of(updates);
+    calls = calls_of(updates);  // the same tensors, with values in device memory
   }
   for (const Call& call : calls) {
     for (const at::Tensor& state : call.prefetched) {
@@ -271,7 +281,7 @@ torch::Tensor Optimizer::step(LossClosure closure) {
         if (!ops::is_capturing(state.device())) ops::cuda::prefetch(state);
       }
     }
-    ops::optimizer_step(name_.c_str(), call.call);
+    ops::run_optimizer_call(name_.c_str(), call.call);
   }
   for (const Update& u : updates) ++u.state->step;
   return loss;

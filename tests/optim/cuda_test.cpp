@@ -120,6 +120,7 @@ TEST_F(CudaOptimizers, WhatCannotBeCaptured) {
   p.mutable_grad() = normal({5000});
   AdamW8bit plain({p}), fresh({p}, AdamWOptions().capturable(true));
   plain.step();
+  c10::cuda::device_synchronize();  // streams of the pool do not wait for this one
   const auto stream = c10::cuda::getStreamFromPool();
   const c10::cuda::CUDAStreamGuard guard(stream);
   const at::Tensor before = p.detach().clone();

@@ -123,6 +123,9 @@ class Optimizer : public torch::optim::Optimizer {
   StepGuards guards() const { return static_cast<const Options&>(*defaults_).guards(); }
   /// What counts for parameter p of a group.
   Update update_of(size_t group, const at::Tensor& p) const;
+  /// Its two parts: what the options of a group say, and what concerns one parameter.
+  Update update_of_group(size_t group) const;
+  void apply_wishes(const at::Tensor& p, Update& update) const;
   std::vector<Update> collect() const;
   void prepare_states(std::vector<Update>& updates);
   void prepare_counts(std::vector<Update>& updates);

@@ -4,9 +4,11 @@
 // A state's code is found from its magnitude: the signed dynamic map is symmetric around code 127
 // (value 0), a tie goes to the even code on either side, and 127 + r and 127 - r have the same
 // parity, so one table of ranks r serves both signs. As in nearest_code.cuh a bucket is 1/128
-// octave: it holds at most one boundary of the dynamic maps, and its word says all that is left to
-// know: the rank below the boundary, and the low 16 bits of the boundary. Maps that are not like
-// that (two boundaries in a bucket, not symmetric) are searched by bisection.
+// octave: it holds at most one boundary of the dynamic maps. The word of a bucket is made so that
+// adding the bits of the magnitude leaves the positive code in byte 2: its upper half is that code
+// less the bucket's number, its lower half carries when the low bits are above the boundary's.
+// Bytes are then gathered, and turned into those of negative states, four at a time. Maps that are
+// not like that (two boundaries in a bucket, not symmetric) are searched by bisection.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +24,14 @@ __device__ __forceinline__ float float_below(float x) {
   return __int_as_float(bits < 0 ? bits + 1 : bits - 1);
 }
 
+/// prmt.b32: bytes chosen by the nibbles of kSelector; a nibble's bit 3 spreads the byte's sign.
+template <uint32_t kSelector>
+__device__ __forceinline__ uint32_t choose_bytes(uint32_t low, uint32_t high) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(low), "r"(high), "n"(kSelector));
+  return result;
+}
+
 /// 256 ascending values, and how a normalized state is turned into a code. kSigned: state1 (codes
 /// 127 - r and 127 + r); otherwise all values count from code 0.
 template <bool kSigned>
@@ -34,9 +44,9 @@ struct StateCode {
   static constexpr int kZero = kSigned ? 127 : 0;  // code of 0
 
   float values[256 * kCopies];
-  uint32_t table[kBuckets];  // boundary's low bits << 16 | rank below it
-  float boundaries[256];     // [1, 255]: code = number of boundaries below y
-  int search;                // bisect instead
+  uint32_t table[kBuckets];
+  float boundaries[256];  // [1, 255]: code = number of boundaries below y
+  int search;             // bisect instead
 
   /// All threads of the block; begins and ends with a barrier.
   __device__ void fill(const float* __restrict__ map) {
@@ -83,31 +93,50 @@ struct StateCode {
           const uint32_t bits = __float_as_uint(boundaries[rank + kZero + 1]);
           if (bits >> 16 == first >> 16) low = bits & 0xffffu;
         }
-        table[i] = low << 16 | static_cast<uint32_t>(max(rank, 0));
+        const uint32_t code = static_cast<uint32_t>(max(rank, 0) + kZero);
+        table[i] = ((code - (kLowest + i)) << 16) + (0xffffu - low);
       }
     }
     __syncthreads();
   }
 
-  __device__ __forceinline__ float decode(uint32_t code) const {
-    return values[code * kCopies + threadIdx.x % kCopies];
+  /// The value of byte kByte of `codes`.
+  template <int kByte>
+  __device__ __forceinline__ float decode(uint32_t codes) const {
+    return values[choose_bytes<0x4440 + kByte>(codes, 0) * kCopies + threadIdx.x % kCopies];
   }
 
-  /// y: a state over the largest magnitude of its block, a number of at most 1.
+  /// Codes of four states. y: each over the largest magnitude of its block, a number of at most 1;
+  /// the sign is that of `state`.
   template <CodeRule kRule>
-  __device__ __forceinline__ uint32_t encode(float y) const {
-    const uint32_t bits = __float_as_uint(fmaxf(fabsf(y), 0x1p-24f));
-    const uint32_t word = table[(bits >> 16) - kLowest];
-    int rank = static_cast<int>((word & 0xffffu) + (bits << 16 > word ? 1u : 0u));
-    if constexpr (!kSigned) {
-      return static_cast<uint32_t>(kRule == CodeRule::kPositive && y > 0.0f ? max(rank, 1) : rank);
-    } else if constexpr (kRule == CodeRule::kPositive) {
-      return static_cast<uint32_t>(127 + (y > 0.0f ? max(rank, 1) : rank));
-    } else {
-      // A negative value, -0 too, never reads as +0; -1 is not in the map.
-      const bool negative = __float_as_int(y) < 0;
-      return static_cast<uint32_t>(negative ? 127 - min(max(rank, 1), 127) : 127 + rank);
+  __device__ __forceinline__ uint32_t encode(const float* y, const float* state) const {
+    uint32_t sums[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      // A negative state has no code for -1: up to its last boundary.
+      float magnitude = kSigned ? fabsf(fmaxf(y[j], -boundaries[255])) : y[j];
+      magnitude = fmaxf(magnitude, 0x1p-24f);
+      if (kRule == CodeRule::kPositive && y[j] > 0.0f) {
+        const float above = __uint_as_float(__float_as_uint(boundaries[kZero + 1]) + 1);
+        magnitude = fmaxf(magnitude, above);
+      }
+      const uint32_t bits = __float_as_uint(magnitude);
+      sums[j] = table[choose_bytes<0x4432>(bits, 0) - kLowest] + bits;
     }
+    uint32_t codes = choose_bytes<0x5410>(choose_bytes<0x0062>(sums[0], sums[1]),
+                                          choose_bytes<0x0062>(sums[2], sums[3]));
+    if constexpr (kSigned) {
+      // 127 + r becomes 127 - r = ~(127 + r + 1) where the state is negative.
+      const auto signs = [&](int j) {
+        return choose_bytes<0x00fb>(__float_as_uint(state[j]), __float_as_uint(state[j + 1]));
+      };
+      const uint32_t negative = choose_bytes<0x5410>(signs(0), signs(2));
+      uint32_t more = negative & 0x01010101u;
+      // A negative state, -0 too, never reads as +0: r is at least 1. Only r = 0 has bit 7 clear.
+      if constexpr (kRule == CodeRule::kKeepSign) more += (~codes & negative & 0x80808080u) >> 7;
+      codes = (codes + more) ^ negative;
+    }
+    return codes;
   }
 
   /// Any map, any y.
