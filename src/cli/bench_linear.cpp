@@ -45,6 +45,7 @@ Stopwatch::Work backward(const at::Tensor& x, const at::Tensor& g,
                          const std::vector<at::Tensor>& weights) {
   const at::Tensor input = x.detach().requires_grad_();
   std::vector<at::Tensor> outputs;
+  outputs.reserve(weights.size());
   for (const at::Tensor& weight : weights) outputs.push_back(at::linear(input, weight));
   return [=](int64_t call) {
     torch::autograd::grad({outputs[static_cast<size_t>(call) % outputs.size()]}, {input}, {g},
