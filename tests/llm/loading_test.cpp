@@ -226,9 +226,6 @@ int64_t status_bytes(const std::string& field) {
 }
 
 TEST_F(Loading, QuantizingTakesTheResultAndOneLayer) {
-#ifdef __SANITIZE_ADDRESS__
-  GTEST_SKIP() << "the address sanitizer keeps freed memory";
-#endif
   config_.hidden_size = 512;
   config_.intermediate_size = 2048;
   config_.num_hidden_layers = 12;
@@ -254,7 +251,11 @@ TEST_F(Loading, QuantizingTakesTheResultAndOneLayer) {
             4 * (result + layer) / 3);  // the file does not fit into the allowance
   // Pages of libraries that are touched for the first time, and what the allocator keeps for each
   // thread.
+#ifdef __SANITIZE_ADDRESS__
+  constexpr int64_t kSlack = 24 << 20;  // the sanitizer keeps freed memory a while
+#else
   constexpr int64_t kSlack = 12 << 20;
+#endif
   EXPECT_LE(peak, result + layer + kSlack);
   std::printf("file %.1f MB, result %.1f MB, one layer %.1f MB, peak %.1f MB\n",
               static_cast<double>(description.bytes) / 1e6, static_cast<double>(result) / 1e6,
