@@ -71,13 +71,14 @@ struct OptimizerBench {
     const bool on_cuda = place.is_cuda();
     const int64_t count = elements > 0 ? elements : on_cuda ? int64_t{1} << 28 : int64_t{1} << 24;
     const auto options = at::TensorOptions().dtype(llm::dtype_from_name(dtype)).device(place);
+    const int64_t each = count / tensors;
     Params params;
     for (int64_t i = 0; i < tensors; ++i) {
-      params.push_back((at::randn({count / tensors}, options) * 0.02).requires_grad_());
-      params.back().mutable_grad() = at::randn({count / tensors}, options) * 0.01;
+      params.push_back((at::randn({each}, options) * 0.02).requires_grad_());
+      params.back().mutable_grad() = at::randn({each}, options) * 0.01;
     }
     const at::Tensor from = at::randn({count}, options), to = at::empty({count}, options);
-    const auto numel = static_cast<double>(count / tensors * tensors);
+    const auto numel = static_cast<double>(each * tensors);
     const auto item = static_cast<double>(from.element_size());
     FusedAdamW fused(params);
     const Stopwatch watch(place, bench.seconds);

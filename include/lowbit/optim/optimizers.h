@@ -13,6 +13,7 @@
 
 namespace lowbit::optim {
 
+// NOLINTBEGIN(bugprone-macro-parentheses): names of classes cannot be in parentheses
 #define LOWBIT_OPTIMIZER_CLASS(Name, OptionsType, algorithm, bits, paged, default_options)     \
   class Name : public Optimizer {                                                              \
    public:                                                                                     \
@@ -48,6 +49,7 @@ LOWBIT_OPTIMIZER_FAMILY(Adagrad, AdagradOptions, "adagrad", = {});
 LOWBIT_OPTIMIZER_FAMILY(LARS, LARSOptions, "momentum", );
 LOWBIT_OPTIMIZER_FAMILY(SGD, SGDOptions, "momentum", );
 
+// NOLINTEND(bugprone-macro-parentheses)
 #undef LOWBIT_OPTIMIZER_PAGED_FAMILY
 #undef LOWBIT_OPTIMIZER_FAMILY
 #undef LOWBIT_OPTIMIZER_CLASS
