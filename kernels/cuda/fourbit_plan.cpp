@@ -262,7 +262,7 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
 Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& p,
                                                    const DeviceProperties& device) noexcept {
   if (p.m <= 0 || p.k <= 0) return {};
-  if (device.compute_capability == 90 && p.n > 0 && large_applies(p)) {
+  if (device.compute_capability == 90 && p.m > kGeneralFused && p.n > 0 && large_applies(p)) {
     const Matmul4bitCudaPlan large = best_large(p, device, true);
     if (large.grid_x > 0) return large;
   }
