@@ -15,7 +15,8 @@
 //  * Codes are multiplied unscaled; a block's sums are scaled in float32 as they are added up, so
 //  the
 //    scale is never rounded. The next block is decoded while wgmma runs.
-//  * Rows behind N, columns behind K and tokens behind M arrive as zeros, with zero scales; what the
+//  * Rows behind N, columns behind K and tokens behind M arrive as zeros, with zero scales; what
+//  the
 //    copies leave of a tile is never stored.
 #include <cuda.h>
 
