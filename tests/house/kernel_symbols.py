@@ -16,7 +16,11 @@ ALLOWED = re.compile(
     r"|(exp|exp2|log|log2|pow|sqrt|fma|rint|nearbyint|round|lrint|ldexp|frexp|floor|ceil|trunc|fabs|erf|erfc|cbrt|sin|cos)f?"
     r"|__cuda(RegisterFatBinary|RegisterFatBinaryEnd|UnregisterFatBinary|RegisterFunction|RegisterVar|PushCallConfiguration"
     r"|PopCallConfiguration|InitModule)"
+    r"|__cuda(GetKernel|LaunchKernel)"
     r"|cuda(LaunchKernel|LaunchKernelExC|GetLastError|PeekAtLastError|FuncSetAttribute|GetDriverEntryPoint\w*)"
+    # Zeros enqueued on the stream; which device is current, never another one; the text of an error.
+    r"|cuda(MemsetAsync|GetDevice|DeviceGetAttribute|GetErrorString)"
+    r"|__cxa_guard_(acquire|release)"  # of the driver's function for tensor maps, which is looked up once
     r"|atexit|__dso_handle|__gxx_personality_v0"  # registration of device code
 )
 
