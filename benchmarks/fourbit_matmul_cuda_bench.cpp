@@ -339,9 +339,17 @@ int main(int argc, char** argv) {
         }
       }
       for (int v = 0; variants && hopper && v < cuda::kLargeVariantCount; ++v) {
-        if (m <= 32 || !cuda::large_applies(params(m, 0))) continue;
-        const Matmul4bitCudaPlan plan = cuda::plan_large(params(m, 0), gpu, v, backward);
-        if (plan.grid_x > 0 && plan.id != chosen.id) consider(plan, "~ ");
+        const int64_t tile = cuda::kLargeVariants[v].tokens;
+        if ((!backward && m <= 32) || (m < tile - 32 && tile > 64) ||
+            !cuda::large_applies(params(m, 0))) {
+          continue;
+        }
+        for (const int splits : {1, 2, 4}) {
+          const Matmul4bitCudaPlan plan = cuda::plan_large(params(m, 0), gpu, v, splits, backward);
+          if (plan.grid_x == 0 || (plan.id == chosen.id && splits == chosen.splits)) continue;
+          if (splits > 1 && plan.grid_x > 2 * gpu.multiprocessors) continue;
+          consider(plan, "~ ");
+        }
       }
       for (int v = 0; variants && !backward && v < cuda::kSmallVariantCount; ++v) {
         const cuda::SmallVariant& variant = cuda::kSmallVariants[v];

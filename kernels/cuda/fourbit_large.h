@@ -21,14 +21,16 @@ struct LargeVariant {
   const char* name;
   const char* backward_name;
 };
-inline constexpr LargeVariant kLargeVariants[] = {{128, 3, 6, "large_128", "backward_large_128"},
-                                                  {192, 3, 5, "large_192", "backward_large_192"},
-                                                  {256, 2, 4, "large_256", "backward_large_256"}};
+inline constexpr LargeVariant kLargeVariants[] = {
+    {64, 6, 8, "large_64", "backward_large_64"},    {128, 3, 6, "large_128", "backward_large_128"},
+    {160, 3, 6, "large_160", "backward_large_160"}, {192, 3, 5, "large_192", "backward_large_192"},
+    {224, 2, 5, "large_224", "backward_large_224"}, {256, 2, 4, "large_256", "backward_large_256"}};
 inline constexpr int kLargeVariantCount = sizeof kLargeVariants / sizeof kLargeVariants[0];
 
 inline constexpr int kLargeFeatures = 128;
-inline constexpr int kLargeCluster = 2;  // blocks side by side, which share the activations
-inline constexpr int kLargeDepth = 256;  // of W in a stage
+inline constexpr int kLargeCluster = 2;  // blocks side by side, which share the activations: a pair
+inline constexpr int kLargeMaxSplits = 4;  // pairs of a cluster, which share the depth
+inline constexpr int kLargeDepth = 256;    // of W in a stage
 inline constexpr int kLargeThreads = 384;
 inline constexpr int kLargePass = 64;  // tokens whose outputs are turned around together
 inline constexpr int kLargePairTable = 256 * 128;
@@ -64,9 +66,9 @@ constexpr LargeLayout large_layout(const LargeVariant& v) noexcept {
 
 /// Whether the large-M kernel can run the problem at all (on sm_90).
 bool large_applies(const Matmul4bitParams& p) noexcept;
-/// The plan for one variant; grid_x = 0 if it does not fit.
+/// The plan for one variant and 1, 2 or 4 parts of the depth; grid_x = 0 if it does not fit.
 Matmul4bitCudaPlan plan_large(const Matmul4bitParams& p, const DeviceProperties& device,
-                              int variant, bool backward) noexcept;
+                              int variant, int splits, bool backward) noexcept;
 
 #ifdef __CUDACC__
 Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, bool backward,

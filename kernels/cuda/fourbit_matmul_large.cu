@@ -3,8 +3,10 @@
 //
 //  * A block owns 128 features (columns of the output; N forward, K backward) and up to `tokens`
 //    tokens, a warpgroup 64 of the features. A cluster of two blocks side by side shares the
-//    activations: each loads half of a stage into both. Clusters go from tile to tile; nothing is
-//    split along the depth (K forward, N backward), so results repeat bit for bit.
+//    activations: each loads half of a stage into both. Clusters go from tile to tile. Where the
+//    tiles are fewer than the multiprocessors, 2 or 4 such pairs are a cluster, each with a part of
+//    the depth (K forward, N backward), and add up some of the tokens each, in the order of the
+//    pairs: results repeat bit for bit.
 //  * A producer warpgroup feeds the other two: one thread copies the packed codes as they lie in
 //    memory, 256 of depth at a time, one the activations (64 at a time, a ring of their own, so
 //    that the weight starts before the previous kernel has ended), two warps bring the scales.
@@ -20,6 +22,8 @@
 //    feature is which row of A is free: backward it follows from ldmatrix.
 //  * A block of 64 of depth is decoded while wgmma multiplies the one before.
 //  * What lies behind N, K or M arrives as zeros, with zero scales.
+#include <type_traits>
+
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/tensor_map.h"
@@ -39,7 +43,9 @@ struct LargeArgs {
   int m, n, features;
   int row_chunks;  // of 64 columns, in a row of W
   int shift;       // log2 of the columns of a scale, over 64
-  int stages;      // of depth
+  int stages;      // of depth: of every part, and one more for the first `rest` parts
+  int rest;
+  int log_splits;
   int feature_tiles, token_tiles;
   bool vector_output;  // eight outputs of a token may be stored at once
   bool vector_scales;  // the scales of two (backward) or four chunks may be read at once
@@ -199,6 +205,48 @@ struct ScaleProducer {
   }
 };
 
+/// Adds up the sums of the parts of the depth: every block those of its share of the tokens, in the
+/// order of the parts. `buffer` is the rings' memory, which nobody needs any more.
+template <int kSplits, int kSums>
+__device__ __forceinline__ void exchange(float (&sums)[kSums], uint32_t buffer, int rank, int split,
+                                         int tid) {
+  constexpr int kQuads = kSums / kSplits / 4;  // of a thread and a share
+  arrive_cluster_relaxed();
+  wait_cluster();
+#pragma unroll
+  for (int s = 0; s < kSplits; ++s) {
+    if (s == split) continue;
+    const uint32_t to =
+        peer_address(buffer, s * kLargeCluster + rank) + (split * kQuads * kConsumers + tid) * 16;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      const float* v = sums + (s * kQuads + i) * 4;
+      store_to_peer(to + i * kConsumers * 16, make_float4(v[0], v[1], v[2], v[3]));
+    }
+  }
+  arrive_cluster();
+  wait_cluster();
+#pragma unroll
+  for (int own = 0; own < kSplits; ++own) {
+    if (own != split) continue;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      float* v = sums + (own * kQuads + i) * 4;
+      float total[4] = {};
+#pragma unroll
+      for (int s = 0; s < kSplits; ++s) {
+        uint4 w = {};
+        if (s != own) w = shared_words(buffer + ((s * kQuads + i) * kConsumers + tid) * 16);
+        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) total[e] += s == own ? v[e] : __uint_as_float(words[e]);
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) v[e] = total[e];
+    }
+  }
+}
+
 template <typename T, int kVariant, bool kBackward>
 __global__ void __launch_bounds__(kLargeThreads, 1)
     large_kernel(const __grid_constant__ CUtensorMap codes_map,
@@ -209,6 +257,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   constexpr LargeLayout l = large_layout(v);
   constexpr int kTokens = v.tokens;
   static_assert(l.bytes <= 232448 && l.codes % 1024 == 0 && l.inputs % 1024 == 0);
+  static_assert(l.outputs - l.codes >= kTokens * kLargeFeatures * 4);  // exchanged sums
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = shared_address(shared);
   const uint32_t weight_barriers = base + l.barriers;
@@ -216,8 +265,12 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32 % 4;
   // The compiler must see that a warpgroup takes one branch.
   const int group = __shfl_sync(0xffffffffu, tid / 128, 0);
-  const int rank = blockIdx.x % kLargeCluster;
-  const int first_tile = blockIdx.x / kLargeCluster, clusters = gridDim.x / kLargeCluster;
+  const int rank = blockIdx.x % kLargeCluster;  // of the pair
+  const int split = blockIdx.x / kLargeCluster & ((1 << a.log_splits) - 1);
+  const int first_tile = blockIdx.x / kLargeCluster >> a.log_splits;
+  const int clusters = gridDim.x / kLargeCluster >> a.log_splits;
+  const int stages = a.stages + (split < a.rest);
+  const int first_stage = split * a.stages + min(split, a.rest);
   const int tiles = a.feature_tiles * a.token_tiles;
   allow_next_kernel();
 
@@ -246,13 +299,13 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
         for (int i = first_tile; i < tiles; i += clusters) {
           const int feature = (tile_at(a, i).feature * kLargeCluster + rank) * kLargeFeatures;
 #pragma unroll 1
-          for (int stage = 0; stage < a.stages; ++stage) {
+          for (int stage = 0; stage < stages; ++stage) {
             const uint32_t barrier = full(weight_barriers, slot.index);
             wait_barrier(empty(weight_barriers, slot.index), slot.parity);
             arrive_expecting(barrier, l.codes_stage);
             copy_tensor_2d(base + l.codes + slot.index * l.codes_stage, &codes_map,
-                           kBackward ? feature / 2 : stage * (kLargeDepth / 2),
-                           kBackward ? stage * kLargeDepth : feature, barrier);
+                           kBackward ? feature / 2 : (first_stage + stage) * (kLargeDepth / 2),
+                           kBackward ? (first_stage + stage) * kLargeDepth : feature, barrier);
             slot.next(v.weight_stages);
           }
         }
@@ -267,12 +320,13 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           int token = tile_at(a, i).token * kTokens + rank * (kTokens / kLargeCluster);
           if (token >= a.m) token = 0;  // any will do, and a box of nothing but zeros is slow
 #pragma unroll 1
-          for (int block = 0; block < a.stages * 4; ++block) {
+          for (int block = 0; block < stages * 4; ++block) {
             const uint32_t barrier = full(input_barriers, slot.index);
             wait_barrier(empty(input_barriers, slot.index), slot.parity);
             arrive_expecting(barrier, l.input_stage);
-            copy_tensor_2d_to_all(half + slot.index * l.input_stage, &input_map, block * 64, token,
-                                  barrier, (1 << kLargeCluster) - 1);
+            copy_tensor_2d_to_all(half + slot.index * l.input_stage, &input_map,
+                                  first_stage * kLargeDepth + block * 64, token, barrier,
+                                  ((1 << kLargeCluster) - 1) << (split * kLargeCluster));
             slot.next(v.input_stages);
           }
         }
@@ -290,9 +344,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       for (int i = first_tile; i < tiles; i += clusters) {
         const int feature = (tile_at(a, i).feature * kLargeCluster + rank) * kLargeFeatures;
 #pragma unroll 1
-        for (int stage = 0; stage < a.stages; ++stage) {
+        for (int stage = 0; stage < stages; ++stage) {
           wait_barrier(empty(weight_barriers, slot.index), slot.parity);
-          producer.fill(shared + l.scales + slot.index * l.scales_stage, feature, stage);
+          producer.fill(shared + l.scales + slot.index * l.scales_stage, feature,
+                        first_stage + stage);
           arrive(full(weight_barriers, slot.index));
           slot.next(v.weight_stages);
         }
@@ -314,8 +369,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
         keep(base + l.scales + (kBackward ? group * 1024 + t * 16 : row * 16));
     const uint64_t operand = swizzled_operand(base + l.inputs);
     // Lanes 0 and 1 free a stage of the activations in both blocks.
-    const uint32_t release_at =
-        keep(peer_address(empty(input_barriers, 0), lane < kLargeCluster ? lane : 0));
+    const uint32_t release_at = keep(peer_address(
+        empty(input_barriers, 0), split * kLargeCluster + (lane < kLargeCluster ? lane : 0)));
     const uint32_t outputs = base + l.outputs + group * kLargePass * 128;
 
     struct Block {
@@ -384,7 +439,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       const bool last_tile = i + clusters >= tiles;
       uint32_t done = 0;  // barrier that frees the activations of the product before
 #pragma unroll 1
-      for (int stage = 0; stage < a.stages; ++stage) {
+      for (int stage = 0; stage < stages; ++stage) {
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
           wait_barrier(full(input_barriers, input.index), input.parity);
@@ -400,7 +455,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           if (b == 3) {
             weight.next(v.weight_stages);
             // Behind the very last block comes one that is decoded and not used.
-            if (!last_tile || stage + 1 < a.stages) {
+            if (!last_tile || stage + 1 < stages) {
               wait_barrier(full(weight_barriers, weight.index), weight.parity);
             }
           }
@@ -418,6 +473,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       wait_products<0>();
       pin(sums);
       if (lane < kLargeCluster) arrive_at_peer(done);
+      if (a.log_splits == 1) exchange<2>(sums, base + l.codes, rank, split, tid);
+      if (a.log_splits == 2) exchange<4>(sums, base + l.codes, rank, split, tid);
 
       // ---- outputs: turned around in shared memory to rows of 64 features of a token
       const int first_feature = (tile.feature * kLargeCluster + rank) * kLargeFeatures + group * 64;
@@ -429,69 +486,76 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           if (feature < a.features) bias[h] = bias_at(a.bias, a.bias_dtype, feature);
         }
       }
+      // ---- of the parts of the depth, each stores the tokens that it added up
+      const int share = kTokens >> a.log_splits, begin = split * share;
+      const auto store = [&](auto pass_size) {
+        constexpr int kPass = pass_size();
 #pragma unroll
-      for (int pass = 0; pass < kTokens / kLargePass; ++pass) {
-        group == 0 ? sync_group<kWarpgroup>(128) : sync_group<kWarpgroup + 1>(128);
+        for (int first = 0; first < kTokens; first += kPass) {
+          if (first < begin || first >= begin + share) continue;
+          group == 0 ? sync_group<kWarpgroup>(128) : sync_group<kWarpgroup + 1>(128);
 #pragma unroll
-        for (int j = 0; j < kLargePass / 8; j += 2) {
-          const float* d = &sums[(pass * (kLargePass / 8) + j) * 4];
-          if constexpr (kBackward) {  // rows g and g + 8 are neighbouring features
-            const int chunk = warp / 2 * 4 + g / 2;
+          for (int j = 0; j < kPass / 8; j += 2) {
+            const float* d = &sums[(first / 8 + j) * 4];
+            if constexpr (kBackward) {  // rows g and g + 8 are neighbouring features
+              const int chunk = warp / 2 * 4 + g / 2;
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
+              for (int h = 0; h < 2; ++h) {
 #pragma unroll
-              for (int odd = 0; odd < 2; ++odd) {
-                const int token = 8 * (j + h) + 2 * t + odd;
-                store_word(
-                    outputs + token * 128 + ((chunk ^ (token % 8)) << 4) + g % 2 * 8 + warp % 2 * 4,
-                    rounded_pair<T>(d[4 * h + odd], d[4 * h + 2 + odd]));
+                for (int odd = 0; odd < 2; ++odd) {
+                  const int token = 8 * (j + h) + 2 * t + odd;
+                  store_word(outputs + token * 128 + ((chunk ^ (token % 8)) << 4) + g % 2 * 8 +
+                                 warp % 2 * 4,
+                             rounded_pair<T>(d[4 * h + odd], d[4 * h + 2 + odd]));
+                }
+              }
+            } else {
+              const int token = 8 * (j + lane / 16) + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+              store_transposed(outputs + token * 128 + ((chunk ^ (lane % 8)) << 4),
+                               rounded_pair<T>(d[0] + bias[0], d[1] + bias[0]),
+                               rounded_pair<T>(d[2] + bias[1], d[3] + bias[1]),
+                               rounded_pair<T>(d[4] + bias[0], d[5] + bias[0]),
+                               rounded_pair<T>(d[6] + bias[1], d[7] + bias[1]));
+            }
+          }
+          group == 0 ? sync_group<kWarpgroup>(128) : sync_group<kWarpgroup + 1>(128);
+#pragma unroll
+          for (int j = 0; j < kPass / 16; ++j) {
+            const int inside = j * 16 + tid % 128 / 8, chunk = tid % 8;
+            const int token = tile.token * kTokens + first + inside;
+            const int feature = first_feature + chunk * 8;
+            if (token >= a.m || feature >= a.features) continue;
+            const uint4 w = shared_words(outputs + inside * 128 + ((chunk ^ (inside % 8)) << 4));
+            T* to = static_cast<T*>(a.output) + int64_t{token} * a.features + feature;
+            if (a.vector_output) {
+              *reinterpret_cast<uint4*>(to) = w;
+            } else {
+              const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+              for (int e = 0; e < 8; ++e) {
+                const auto bits = static_cast<uint16_t>(words[e / 2] >> (16 * (e % 2)));
+                if (feature + e < a.features) to[e] = *reinterpret_cast<const T*>(&bits);
               }
             }
-          } else {
-            const int token = 8 * (j + lane / 16) + lane % 8, chunk = warp * 2 + lane / 8 % 2;
-            store_transposed(outputs + token * 128 + ((chunk ^ (lane % 8)) << 4),
-                             rounded_pair<T>(d[0] + bias[0], d[1] + bias[0]),
-                             rounded_pair<T>(d[2] + bias[1], d[3] + bias[1]),
-                             rounded_pair<T>(d[4] + bias[0], d[5] + bias[0]),
-                             rounded_pair<T>(d[6] + bias[1], d[7] + bias[1]));
           }
         }
-        group == 0 ? sync_group<kWarpgroup>(128) : sync_group<kWarpgroup + 1>(128);
-#pragma unroll
-        for (int j = 0; j < kLargePass / 16; ++j) {
-          const int inside = j * 16 + tid % 128 / 8, chunk = tid % 8;
-          const int token = tile.token * kTokens + pass * kLargePass + inside;
-          const int feature = first_feature + chunk * 8;
-          if (token >= a.m || feature >= a.features) continue;
-          const uint4 w = shared_words(outputs + inside * 128 + ((chunk ^ (inside % 8)) << 4));
-          T* to = static_cast<T*>(a.output) + int64_t{token} * a.features + feature;
-          if (a.vector_output) {
-            *reinterpret_cast<uint4*>(to) = w;
-          } else {
-            const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-            for (int e = 0; e < 8; ++e) {
-              const auto bits = static_cast<uint16_t>(words[e / 2] >> (16 * (e % 2)));
-              if (feature + e < a.features) to[e] = *reinterpret_cast<const T*>(&bits);
-            }
-          }
-        }
-      }
+      };
+      constexpr int kPass = kTokens % kLargePass == 0 ? kLargePass : kLargePass / 2;
+      share % kPass == 0 ? store(std::integral_constant<int, kPass>{})
+                         : store(std::integral_constant<int, 16>{});
     }
   }
-  // No block leaves while the other may still write to its shared memory.
   __syncwarp();
+  if (group == 2 && a.log_splits > 0) {  // the exchange of the consumers
+    arrive_cluster_relaxed();
+    wait_cluster();
+    arrive_cluster();
+    wait_cluster();
+  }
+  // No block leaves while the other may still write to its shared memory.
   arrive_cluster();
   wait_cluster();
 #endif
-}
-
-/// What the table is multiplied by before it is rounded: NF4 has the least error there, FP4 none.
-/// float16 has room below and little above: a sixteenth of it.
-float table_factor(const Matmul4bitParams& p) noexcept {
-  const bool half = p.dtype == DType::kFloat16;
-  if (p.quant_type == QuantType::kFP4) return half ? 0.75f : 12.0f;
-  return half ? 1.459f / 16.0f : 1.437f;
 }
 
 template <typename T, bool kBackward>
@@ -504,6 +568,12 @@ Status run(int variant, const LaunchShape& shape, const CUtensorMap& codes,
       return launch(large_kernel<T, 1, kBackward>, shape, stream, codes, input, a);
     case 2:
       return launch(large_kernel<T, 2, kBackward>, shape, stream, codes, input, a);
+    case 3:
+      return launch(large_kernel<T, 3, kBackward>, shape, stream, codes, input, a);
+    case 4:
+      return launch(large_kernel<T, 4, kBackward>, shape, stream, codes, input, a);
+    case 5:
+      return launch(large_kernel<T, 5, kBackward>, shape, stream, codes, input, a);
   }
   return invalid_argument("the plan was made for another problem");
 }
@@ -521,8 +591,12 @@ Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, b
   LargeArgs a = {};
   a.feature_tiles = static_cast<int>(ceil_div(features, kLargeFeatures * kLargeCluster));
   a.token_tiles = static_cast<int>(ceil_div(p.m, v.tokens));
-  if (plan.grid_x < kLargeCluster || plan.grid_x % kLargeCluster != 0 ||
-      plan.grid_x > int64_t{kLargeCluster} * a.feature_tiles * a.token_tiles || plan.grid_y != 1 ||
+  while (a.log_splits < 2 && 1 << a.log_splits < plan.splits) ++a.log_splits;
+  const int64_t blocks = int64_t{kLargeCluster} * plan.splits * a.feature_tiles * a.token_tiles;
+  const int64_t stages = ceil_div(depth, kLargeDepth);
+  if (plan.splits != 1 << a.log_splits || v.tokens / plan.splits % 16 != 0 ||
+      stages < plan.splits || plan.grid_x < kLargeCluster || plan.grid_x % kLargeCluster != 0 ||
+      (plan.splits == 1 ? plan.grid_x > blocks : plan.grid_x != blocks) || plan.grid_y != 1 ||
       plan.threads != kLargeThreads || plan.shared_bytes < large_layout(v).bytes) {
     return invalid_argument("the plan was made for another problem");
   }
@@ -535,7 +609,8 @@ Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, b
   a.features = static_cast<int>(features);
   a.row_chunks = static_cast<int>(p.k / 64);
   while (int64_t{64} << a.shift < p.blocksize) ++a.shift;
-  a.stages = static_cast<int>(ceil_div(depth, kLargeDepth));
+  a.stages = static_cast<int>(stages) / plan.splits;
+  a.rest = static_cast<int>(stages) % plan.splits;
   a.vector_output = features % 8 == 0 && aligned(p.output, 16);
   const int together = backward ? 2 : 4;
   a.vector_scales =
@@ -557,7 +632,7 @@ Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, b
     return unsupported("the CUDA driver refuses the tensor maps of this problem");
   }
   LaunchShape shape{plan.grid_x, 1, plan.threads, plan.shared_bytes, p.programmatic_launch};
-  shape.cluster = kLargeCluster;
+  shape.cluster = kLargeCluster * plan.splits;
   if (backward) {
     return half ? run<__half, true>(variant, shape, codes, input, a, stream)
                 : run<__nv_bfloat16, true>(variant, shape, codes, input, a, stream);

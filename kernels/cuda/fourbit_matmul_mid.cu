@@ -7,21 +7,23 @@
 //    in the order of the blocks: deterministic, no workspace.
 //  * A producer warpgroup feeds the others: one thread copies codes, one activations (two rings, so
 //    that the weight starts before the previous kernel has ended), two warps bring the scales of
-//    four stages at a time as float32, nested ones decoded.
+//    four stages at a time as float32, nested ones decoded. The consumers bring the first ones.
 //  * Consumers: warpgroup (row group, slice) multiplies its 64 rows by its blocks of 64 columns of
 //  a
 //    stage. The four lanes of a row read its 32 bytes at once; lane t needs byte t of every word
 //    (columns 8j + 2t and + 1), which one dp4a turns into the address of its pair in the table.
-//  * Codes are multiplied unscaled; a block's sums are scaled in float32 as they are added up, so
-//  the
-//    scale is never rounded. The next block is decoded while wgmma runs.
+//  * Up to 32 tokens, codes are multiplied unscaled; a block's sums are scaled in float32 as they
+//    are added up, so the scale is never rounded. For more tokens that would take more registers
+//    than there are: codes are scaled as in fourbit_matmul_large.cu. The next block is decoded
+//    while wgmma runs.
 //  * Rows behind N, columns behind K and tokens behind M arrive as zeros, with zero scales; what
 //  the
 //    copies leave of a tile is never stored.
-#include <cuda.h>
+#include <type_traits>
 
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.h"
+#include "cuda/common/tensor_map.h"
 #include "cuda/common/tma_sm90.cuh"
 #include "cuda/common/wgmma_sm90.cuh"
 #include "cuda/fourbit_matmul.h"
@@ -39,10 +41,11 @@ struct MidArgs {
   int tile;   // tokens of a block: the copy engine is slow on what lies behind the last one
   int shift;  // log2 of the columns of a scale, over 64
   int log_splits;
-  int units, rest;     // of stages: of every block of a cluster, and one more for the first `rest`
+  int stages, rest;    // of every block of a cluster, and one more for the first `rest`
   bool vector_output;  // four outputs of a token may be stored at once
   enum Scales : int8_t { kBytes, kWords, kVectors } read;  // at a time
   DType bias_dtype;
+  float inverse_factor;  // of the table, where codes are scaled
   PairTable table;
 };
 
@@ -58,8 +61,63 @@ __device__ __forceinline__ uint32_t scale_place(int row, int stage) {
   return row * 64 + ((stage ^ (row >> 1 & 3)) << 4);
 }
 
-/// Two warps: the scales of this block's rows, 16 blocks of 64 columns at a time.
-template <int kRowGroups>
+/// Scales of four blocks of 64 columns of a row, before they are decoded. Rows behind N get those
+/// of the last row, which are not stored, blocks behind K those of the last block, which meet
+/// zeros.
+struct RawScales {
+  uint32_t codes = 0;  // nested
+  float4 high;         // or what they are in float32
+
+  __device__ __forceinline__ static RawScales load(const MidArgs& a, int row, int block) {
+    RawScales raw;
+    const int blocks = a.k / 64, first = min(row, a.n - 1) * (blocks >> a.shift);
+    const bool nested = a.scales.absmax_8bit != nullptr;
+    if (a.read != MidArgs::kBytes) {
+      const int at = first + min(block, blocks - 4);
+      if (nested) {
+        raw.codes = __ldg(reinterpret_cast<const uint32_t*>(a.scales.absmax_8bit + at));
+        const float high = __ldg(a.scales.absmax2 + at / kNestedBlocksize);
+        raw.high = make_float4(high, high, high, high);
+      } else {
+        raw.high = __ldg(reinterpret_cast<const float4*>(a.scales.absmax + at));
+      }
+      return raw;
+    }
+    const auto one = [&](int j) {
+      const int at = first + (min(block + j, blocks - 1) >> a.shift);
+      if (!nested) return __ldg(a.scales.absmax + at);
+      raw.codes |= uint32_t{__ldg(a.scales.absmax_8bit + at)} << (8 * j);
+      return __ldg(a.scales.absmax2 + at / kNestedBlocksize);
+    };
+    raw.high = make_float4(one(0), one(1), one(2), one(3));
+    return raw;
+  }
+
+  __device__ __forceinline__ float4 decode(const float* map, float offset) const {
+    const auto one = [&](int j, float v) {
+      return __fadd_rn(__fmul_rn(map[codes >> (8 * j) & 255], v), offset);
+    };
+    return make_float4(one(0, high.x), one(1, high.y), one(2, high.z), one(3, high.w));
+  }
+};
+
+/// Scales as the products are multiplied by them,
+struct Plain {
+  __device__ __forceinline__ float4 operator()(float4 v) const { return v; }
+};
+/// or as the codes are: divided by the table's factor, in two elements.
+template <typename T>
+struct Split {
+  float inverse_factor;
+  __device__ __forceinline__ float4 operator()(float4 v) const {
+    const auto one = [&](float s) { return __uint_as_float(split<T>(s * inverse_factor)); };
+    return make_float4(one(v.x), one(v.y), one(v.z), one(v.w));
+  }
+};
+
+/// Two warps: the scales of this block's rows, 16 blocks of 64 columns at a time, but for the
+/// first.
+template <typename Form, int kRowGroups>
 struct ScaleProducer {
   const MidArgs& a;
   uint8_t* shared;
@@ -67,119 +125,104 @@ struct ScaleProducer {
   int slot_bytes, scales_at, map_at;
   int first_row, first_block, chunks;
   int id;  // 0..63
+  Form form;
 
   struct Raw {
-    uint32_t words[4];
-    float high;
+    uint32_t codes[4];
+    float high, next_high;  // of scales 0 and 15: a row of statistics may end between them
   };
 
-  __device__ __forceinline__ int row_scales() const { return a.k >> (a.shift + 6); }
-  __device__ __forceinline__ int row_of(int r) const { return first_row + id + 64 * r; }
-  __device__ __forceinline__ int index(int row, int block) const {
-    return row * row_scales() + (block >> a.shift);
+  __device__ __forceinline__ int row_of(int r) const {
+    return min(first_row + id + 64 * r, a.n - 1);
+  }
+  __device__ __forceinline__ float4* to(int r, int slot, int q) const {
+    return reinterpret_cast<float4*>(shared + scales_at + slot * slot_bytes +
+                                     scale_place(id + 64 * r, q));
   }
 
-  __device__ __forceinline__ Raw load(int row, int block) const {
-    Raw raw = {};
-    const int blocks = a.k / 64;
-    if (row >= a.n || block >= blocks) return raw;
+  /// Nested scales, four or more of them at a time.
+  __device__ __forceinline__ Raw load(int r, int block) const {
+    Raw raw;
+    const int blocks = a.k / 64, first = row_of(r) * blocks + block;
     const uint8_t* codes = a.scales.absmax_8bit;
-    const int first = index(row, block);
     raw.high = __ldg(a.scales.absmax2 + first / kNestedBlocksize);
-    if (a.read == MidArgs::kVectors && block + 16 <= blocks && block % 16 == 0) {
+    raw.next_high = raw.high;
+    if (a.read == MidArgs::kVectors && block % 16 == 0) {
       const uint4 v = __ldg(reinterpret_cast<const uint4*>(codes + first));
-      raw.words[0] = v.x, raw.words[1] = v.y, raw.words[2] = v.z, raw.words[3] = v.w;
-    } else if (a.read != MidArgs::kBytes) {
+      raw.codes[0] = v.x, raw.codes[1] = v.y, raw.codes[2] = v.z, raw.codes[3] = v.w;
+    } else {
+      const int last = blocks - 4 - block;
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        if (block + 4 * q < blocks) {
-          raw.words[q] = __ldg(reinterpret_cast<const uint32_t*>(codes + first + 4 * q));
-        }
+        raw.codes[q] = __ldg(reinterpret_cast<const uint32_t*>(codes + first + min(4 * q, last)));
       }
-    } else {
-#pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        if (block + j < blocks) {
-          raw.words[j / 4] |= uint32_t{__ldg(codes + index(row, block + j))} << (8 * (j % 4));
-        }
-      }
+      raw.next_high = __ldg(a.scales.absmax2 + (first + min(12, last)) / kNestedBlocksize);
     }
     return raw;
   }
-
   __device__ __forceinline__ void decode(const Raw& raw, int r, int block, int slot,
                                          float offset) const {
-    const int row = row_of(r), blocks = a.k / 64;
-    const float* map = reinterpret_cast<const float*>(shared + map_at);
-    const int last = index(min(row, a.n - 1), min(block + 15, blocks - 1)) / kNestedBlocksize;
-    const bool crosses = row < a.n && block < blocks && last * kNestedBlocksize > index(row, block);
-    const float next_high = crosses ? __ldg(a.scales.absmax2 + last) : raw.high;
+    const int first = (row_of(r) * (a.k / 64) + block) % kNestedBlocksize;
+    const uint32_t map = shared_address(shared + map_at);
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      float v[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int b = block + 4 * q + j;
-        const float high = index(row, b) / kNestedBlocksize < last ? raw.high : next_high;
-        v[j] = __fadd_rn(__fmul_rn(map[raw.words[q] >> (8 * j) & 255], high), offset);
-        if (row >= a.n || b >= blocks) v[j] = 0.0f;
-      }
-      uint8_t* to = shared + scales_at + slot * slot_bytes + scale_place(id + 64 * r, q);
-      *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+      const float high = first + 4 * q < kNestedBlocksize ? raw.high : raw.next_high;
+      const auto one = [&](int j) {
+        const float v = __uint_as_float(shared_word(__dp4a(raw.codes[q], 4u << (8 * j), map)));
+        return __fadd_rn(__fmul_rn(v, high), offset);
+      };
+      *to(r, slot, q) = form(make_float4(one(0), one(1), one(2), one(3)));
     }
   }
 
-  /// Not cp.async, whose arrival racecheck does not follow; two slots of four stages hide the way.
-  __device__ __forceinline__ void copy_plain(int r, int block, int slot) const {
-    const int row = row_of(r), blocks = a.k / 64;
-    const float* absmax = a.scales.absmax;
-    float4 v[4];
+  /// The other kinds. Not cp.async, whose arrival racecheck does not follow.
+  __device__ __forceinline__ void copy(int r, int block, int slot, float offset) const {
+    if (a.read != MidArgs::kBytes) {
+      RawScales raw[4];
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const int b = block + 4 * q;
-      v[q] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (row >= a.n || b >= blocks) continue;
-      if (a.read != MidArgs::kBytes) {
-        v[q] = __ldg(reinterpret_cast<const float4*>(absmax + index(row, b)));
-      } else {
-        v[q].x = __ldg(absmax + index(row, b));
-        if (b + 1 < blocks) v[q].y = __ldg(absmax + index(row, b + 1));
-        if (b + 2 < blocks) v[q].z = __ldg(absmax + index(row, b + 2));
-        if (b + 3 < blocks) v[q].w = __ldg(absmax + index(row, b + 3));
-      }
+      for (int q = 0; q < 4; ++q) raw[q] = RawScales::load(a, row_of(r), block + 4 * q);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) *to(r, slot, q) = form(raw[q].high);
+      return;
     }
-#pragma unroll
+    const bool nested = a.scales.absmax_8bit != nullptr;
+    const float* map = reinterpret_cast<const float*>(shared + map_at);
+#pragma unroll 1
     for (int q = 0; q < 4; ++q) {
-      uint8_t* to = shared + scales_at + slot * slot_bytes + scale_place(id + 64 * r, q);
-      *reinterpret_cast<float4*>(to) = v[q];
+      const RawScales raw = RawScales::load(a, row_of(r), block + 4 * q);
+      *to(r, slot, q) = form(nested ? raw.decode(map, offset) : raw.high);
     }
   }
 
   __device__ __forceinline__ void run() const {
     const bool nested = a.scales.absmax_8bit != nullptr;
+    const bool ahead = nested && a.read != MidArgs::kBytes;
     Raw raw[kRowGroups];
     float offset = 0.0f;
+    if (chunks < 2) return;
+    if (ahead) {
+#pragma unroll
+      for (int r = 0; r < kRowGroups; ++r) raw[r] = load(r, first_block + 16);
+    }
     if (nested) {
       float* map = reinterpret_cast<float*>(shared + map_at);
-#pragma unroll
-      for (int r = 0; r < kRowGroups; ++r) raw[r] = load(row_of(r), first_block);
       for (int i = id; i < 256; i += 64) map[i] = __ldg(a.scales.absmax_code + i);
       offset = __ldg(a.scales.absmax_offset);
-      sync_group<kScaleWarps>(64);
     }
+    sync_group<kScaleWarps>(64);
 #pragma unroll 1
-    for (int c = 0; c < chunks; ++c) {
+    for (int c = 1; c < chunks; ++c) {
       const int slot = c & 1, block = first_block + c * 16;
       if (c >= 2) wait_barrier(empty(barriers, slot), (c / 2 - 1) & 1);
-      if (nested) {
+      if (ahead) {
 #pragma unroll
         for (int r = 0; r < kRowGroups; ++r) {
           decode(raw[r], r, block, slot, offset);
-          if (c + 1 < chunks) raw[r] = load(row_of(r), block + 16);
+          if (c + 1 < chunks) raw[r] = load(r, block + 16);
         }
       } else {
 #pragma unroll 1  // registers are few here
-        for (int r = 0; r < kRowGroups; ++r) copy_plain(r, block, slot);
+        for (int r = 0; r < kRowGroups; ++r) copy(r, block, slot, offset);
       }
       arrive(full(barriers, slot));
     }
@@ -187,7 +230,8 @@ struct ScaleProducer {
 };
 
 template <typename T, int kVariant>
-__global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
+__global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]),
+                                  kMidVariants[kVariant].blocks)
     mid_kernel(const __grid_constant__ CUtensorMap codes_map,
                const __grid_constant__ CUtensorMap input_map, const __grid_constant__ MidArgs a) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -196,6 +240,8 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   constexpr int kTokens = v.tokens, kRows = 64 * v.row_groups, kGroups = mid_groups(v);
   constexpr int kConsumerThreads = kGroups * 128;
   constexpr int kBlocks = 4 / v.slices;  // of 64 columns, of a stage, for a warpgroup
+  constexpr bool kScaled = v.scaled;
+  using Form = std::conditional_t<kScaled, Split<T>, Plain>;
   constexpr int kInputBlocks = mid_input_blocks(v), kStageSlots = 4 / kInputBlocks;
   static_assert(l.bytes <= 232448 && l.inputs % 1024 == 0);
   static_assert(l.received + (kTokens + kMidMaxSplits) * kRows * 4 <= l.barriers);
@@ -209,13 +255,17 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   const int splits = 1 << a.log_splits, rank = blockIdx.x & (splits - 1);
   const int first_row = static_cast<int>(blockIdx.x >> a.log_splits) * kRows;
   const int first_token = blockIdx.y * a.tile, tokens = min(a.tile, a.m - first_token);
-  const int stages = (a.units + (rank < a.rest)) * mid_unit(v);
-  const int first_stage = (rank * a.units + min(rank, a.rest)) * mid_unit(v);
+  const int stages = a.stages + (rank < a.rest);
+  const int first_stage = rank * a.stages + min(rank, a.rest);
+  Form form;
+  if constexpr (kScaled) form.inverse_factor = a.inverse_factor;
   allow_next_kernel();
 
-  if (tid / 32 == kGroups * 4) {
-    // Of the rings of scales, weights and inputs, which lie behind each other.
-    for (int s = lane; s < 2 + v.weight_stages + l.input_slots; s += 32) {
+  if (tid == kConsumerThreads) {
+    // One thread, constant addresses: lanes with an address each would go one after the other, at
+    // 80 cycles each. The rings of scales, weights and inputs lie behind each other.
+#pragma unroll
+    for (int s = 0; s < 2 + v.weight_stages + l.input_slots; ++s) {
       init_barrier(full(scale_barriers, s), s < 2 ? 64 : 1);
       init_barrier(empty(scale_barriers, s), s < 2                     ? kConsumerThreads
                                              : s < 2 + v.weight_stages ? kGroups * 4
@@ -226,7 +276,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   __syncthreads();
 
   if (group == kGroups) {  // ---- producers
-    give_registers<kGroups == 4 ? 32 : 40>();
+    give_registers<kGroups == 4 || v.blocks == 2 ? 32 : 40>();
     const int warp = tid / 32 % 4;
     if (warp == 0) {
       if (lane == 0) {
@@ -259,22 +309,22 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
         }
       }
     } else {
-      sync_group<kScaleWarps>(64);  // else the compiler computes too much ahead, and spills
-      ScaleProducer<v.row_groups>{a,
-                                  shared,
-                                  scale_barriers,
-                                  l.scale_slot,
-                                  l.scales,
-                                  l.map,
-                                  first_row,
-                                  first_stage * 4,
-                                  (stages + kMidScaleStages - 1) / kMidScaleStages,
-                                  tid % 64}
+      ScaleProducer<Form, v.row_groups>{a,
+                                        shared,
+                                        scale_barriers,
+                                        l.scale_slot,
+                                        l.scales,
+                                        l.map,
+                                        first_row,
+                                        first_stage * 4,
+                                        (stages + kMidScaleStages - 1) / kMidScaleStages,
+                                        tid % 64,
+                                        form}
           .run();
     }
     __syncwarp();
     if (splits > 1) {
-      arrive_cluster();
+      arrive_cluster_relaxed();
       wait_cluster();
       arrive_cluster();
       wait_cluster();
@@ -283,8 +333,27 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   }
 
   // ---- consumers
-  take_registers<kGroups == 4 ? 112 : 232>();
-  fill_pair_table<kGroups * 4>(shared, a.table, tid / 32, lane);
+  take_registers<kGroups == 4 ? 112 : v.blocks == 2 ? 104 : 232>();
+  {
+    // The first scales come from here: two warps would be as late as 2000 cycles.
+    constexpr int kQuads = kRows * 4, kEach = ceil_div(kQuads, kConsumerThreads);
+    const float offset = a.scales.absmax_8bit != nullptr ? __ldg(a.scales.absmax_offset) : 0.0f;
+    RawScales raw[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int quad = tid + i * kConsumerThreads;
+      raw[i] = RawScales::load(a, first_row + quad / 4, first_stage * 4 + quad % 4 * 4);
+    }
+    fill_pair_table<kGroups * 4>(shared, a.table, tid / 32, lane);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int quad = tid + i * kConsumerThreads;
+      if (quad >= kQuads) break;
+      *reinterpret_cast<float4*>(shared + l.scales + scale_place(quad / 4, quad % 4)) =
+          form(a.scales.absmax_8bit != nullptr ? raw[i].decode(a.scales.absmax_code, offset)
+                                               : raw[i].high);
+    }
+  }
   const int row_group = group % v.row_groups, slice = group / v.row_groups;
   const int g = lane / 4, t = lane % 4, row = row_group * 64 + tid / 32 % 4 * 16 + g;
   const uint32_t table_at = keep(base + lane * 4), select = keep(0x80u << (8 * t));
@@ -315,11 +384,18 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
 #pragma unroll
     for (int j = 0; j < 16; ++j) {  // word j / 2 of row (j even) or row + 8
       fragment[j] = shared_word(__dp4a(q.codes[(j & 1) * 8 + j / 2], select, table_at));
+      if constexpr (kScaled) {
+        const uint32_t scale = __float_as_uint(j & 1 ? q.next_scale : q.scale);
+        fragment[j] =
+            scaled(T{}, fragment[j], __byte_perm(scale, 0, 0x1010), __byte_perm(scale, 0, 0x3232));
+      }
     }
     pin(fragment);
   };
 
-  float sums[kTokens / 2] = {}, products[kTokens / 2] = {};
+  float sums[kTokens / 2] = {};
+  [[maybe_unused]] float products[kScaled ? 1 : kTokens / 2] = {};
+  [[maybe_unused]] uint32_t done = 0;  // barrier that frees the activations of the product before
   uint32_t fragments[2][16];
   float scales[2][2];
   Block q;
@@ -340,61 +416,79 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
     if (stage < stages) {
       wait_barrier(full(weight_barriers, slot), parity);
       if (stage % kMidScaleStages == 0) {
-        wait_barrier(full(scale_barriers, stage / kMidScaleStages & 1),
-                     stage / (2 * kMidScaleStages) & 1);
+        const int chunk = stage / kMidScaleStages;
+        wait_barrier(full(scale_barriers, chunk & 1), (chunk - 1) / 2 & 1);
       }
     }
   };
 
   sync_group<kTable>(kConsumerThreads);
   wait_barrier(full(weight_barriers, 0), 0);
-  wait_barrier(full(scale_barriers, 0), 0);
   fetch(q, 0, 0, 0);
   decode(fragments[0], q);
   scales[0][0] = q.scale, scales[0][1] = q.next_scale;
-  if constexpr (kBlocks == 1) next_stage();
   fetch(q, stage, slot, 1 % kBlocks);
-  constexpr int kUnroll = kBlocks < 2 ? 2 : kBlocks;
   int input_stage = 0;
   uint32_t input_parity = 0;
 #pragma unroll 1
-  for (int i = 0; i < stages; i += mid_unit(v)) {
+  for (int i = 0; i < stages; ++i) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int b = 0; b < kBlocks; ++b) {
       constexpr int kLast = kBlocks - 1;
-      const int b = u % kBlocks, now = u & 1, next = now ^ 1;
+      const int now = b & 1, next = now ^ 1;
       const int input =
           input_stage * kStageSlots + slice * (kBlocks / kInputBlocks) + b / kInputBlocks;
       if (b % kInputBlocks == 0) wait_barrier(full(input_barriers, input), input_parity);
       const uint64_t x = operand + static_cast<uint32_t>(input * (l.input_slot >> 4) +
                                                          b % kInputBlocks * (a.tile * 8));
-      pin(products);
+      if constexpr (!kScaled) pin(products);
       fence_products();
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
         const uint32_t* f = &fragments[now][4 * s];
-        wgmma(T{}, products, f[0], f[1], f[2], f[3], x + 2 * s, s != 0);
+        if constexpr (kScaled) {
+          wgmma(T{}, sums, f[0], f[1], f[2], f[3], x + 2 * s, i + b + s != 0);
+        } else {
+          wgmma(T{}, products, f[0], f[1], f[2], f[3], x + 2 * s, s != 0);
+        }
       }
       commit_products();
+      if constexpr (kScaled) {
+        wait_products<1>();
+        if (b % kInputBlocks == 0) {
+          if (leader && i + b != 0) arrive(done);
+          done = empty(input_barriers, input);
+        }
+      }
       decode(fragments[next], q);
       scales[next][0] = q.scale, scales[next][1] = q.next_scale;
       if ((b + 1) % kBlocks == kLast) next_stage();
       fetch(q, stage, slot, (b + 2) % kBlocks);
-      wait_products<0>();
-      pin(products);
-      if (b % kInputBlocks == kInputBlocks - 1) {
-        if (leader) arrive(empty(input_barriers, input));
+      if constexpr (!kScaled) {
+        wait_products<0>();
+        pin(products);
+        if (b % kInputBlocks == kInputBlocks - 1) {
+          if (leader) arrive(empty(input_barriers, input));
+        }
+#pragma unroll
+        for (int j = 0; j < kTokens / 2; ++j) {
+          sums[j] = fmaf(scales[now][j >> 1 & 1], products[j], sums[j]);
+        }
       }
       if (b == kLast && ++input_stage == v.input_stages) input_stage = 0, input_parity ^= 1;
-#pragma unroll
-      for (int j = 0; j < kTokens / 2; ++j) {
-        sums[j] = fmaf(scales[now][j >> 1 & 1], products[j], sums[j]);
-      }
     }
+  }
+  if constexpr (kScaled) {
+    wait_products<0>();
+    pin(sums);
   }
 
   // ---- sums of the slices, in the rings' memory
+#ifdef NORELAX
   if (splits > 1) arrive_cluster();
+#else
+  if (splits > 1) arrive_cluster_relaxed();
+#endif
   wait_for_previous_kernel();
   sync_group<kConsumers>(kConsumerThreads);
   auto* partial = reinterpret_cast<float*>(shared + l.weights);
@@ -467,34 +561,6 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
 #endif
 }
 
-// ---- tensor maps: the driver's function, found through the runtime, so that nothing links libcuda
-using EncodeTensorMap = decltype(&cuTensorMapEncodeTiled);
-
-EncodeTensorMap encode_tensor_map() noexcept {
-  static const EncodeTensorMap encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                         cudaEnableDefault, &result) != cudaSuccess) {
-      cudaGetLastError();
-      function = nullptr;
-    }
-    return reinterpret_cast<EncodeTensorMap>(function);
-  }();
-  return encode;
-}
-
-/// Codes as [n][k / 2] bytes, boxes of `rows` times 128 bytes.
-bool map_codes(CUtensorMap& map, const Matmul4bitParams& p, int rows) noexcept {
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(p.k / 2), static_cast<cuuint64_t>(p.n)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(p.k / 2)};
-  const cuuint32_t box[2] = {kMidColumns / 2, static_cast<cuuint32_t>(rows)}, steps[2] = {1, 1};
-  return encode_tensor_map()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<uint8_t*>(p.packed),
-                             sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 /// Activations as [k / 64][m][64], boxes of `blocks` times `tokens` times 64.
 bool map_input(CUtensorMap& map, const Matmul4bitParams& p, int tokens, int blocks) noexcept {
   const cuuint64_t sizes[3] = {64, static_cast<cuuint64_t>(p.m), static_cast<cuuint64_t>(p.k / 64)};
@@ -503,13 +569,13 @@ bool map_input(CUtensorMap& map, const Matmul4bitParams& p, int tokens, int bloc
   const cuuint64_t strides[2] = {static_cast<cuuint64_t>(stride * 2), 128};
   const cuuint32_t box[3] = {64, static_cast<cuuint32_t>(tokens), static_cast<cuuint32_t>(blocks)},
                    steps[3] = {1, 1, 1};
-  return encode_tensor_map()(&map,
-                             p.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                             3, const_cast<void*>(p.input), sizes, strides, box, steps,
-                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  return tensor_map_encoder()(&map,
+                              p.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                              3, const_cast<void*>(p.input), sizes, strides, box, steps,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 template <typename T>
@@ -532,6 +598,10 @@ Status run(int variant, const LaunchShape& shape, const CUtensorMap& codes,
       return launch(mid_kernel<T, 6>, shape, stream, codes, input, a);
     case 7:
       return launch(mid_kernel<T, 7>, shape, stream, codes, input, a);
+    case 8:
+      return launch(mid_kernel<T, 8>, shape, stream, codes, input, a);
+    case 9:
+      return launch(mid_kernel<T, 9>, shape, stream, codes, input, a);
   }
   return invalid_argument("the plan was made for another problem");
 }
@@ -548,8 +618,8 @@ Status launch_mid(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   MidArgs a = {};
   while (a.log_splits < 3 && 1 << a.log_splits < plan.splits) ++a.log_splits;
   const int rows = 64 * v.row_groups;
-  const int64_t units = ceil_div(p.k, kMidColumns * mid_unit(v));
-  if (plan.splits != 1 << a.log_splits || units < plan.splits ||
+  const int64_t stages = ceil_div(p.k, kMidColumns);
+  if (plan.splits != 1 << a.log_splits || stages < plan.splits ||
       plan.grid_x != ceil_div(p.n, rows) * plan.splits || plan.grid_y != ceil_div(p.m, v.tokens) ||
       plan.threads != mid_threads(v) || plan.shared_bytes < mid_layout(v).bytes) {
     return invalid_argument("the plan was made for another problem");
@@ -562,8 +632,8 @@ Status launch_mid(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   a.k = static_cast<int>(p.k);
   a.tile = static_cast<int>(ceil_div(ceil_div(p.m, int64_t{plan.grid_y}), 8) * 8);
   while (int64_t{64} << a.shift < p.blocksize) ++a.shift;
-  a.units = static_cast<int>(units) / plan.splits;
-  a.rest = static_cast<int>(units) % plan.splits;
+  a.stages = static_cast<int>(stages) / plan.splits;
+  a.rest = static_cast<int>(stages) % plan.splits;
   a.vector_output = p.n % 4 == 0 && aligned(p.output, 8);
   const int64_t row_scales = p.k / p.blocksize;
   a.read = MidArgs::kBytes;
@@ -577,9 +647,14 @@ Status launch_mid(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
     }
   }
   a.bias_dtype = p.bias_dtype;
-  a.table = pair_table(p);
+  const float factor = v.scaled ? table_factor(p) : 1.0f;
+  a.inverse_factor = 1.0f / factor;
+  a.table = pair_table(p, factor);
   CUtensorMap codes, input;
-  if (encode_tensor_map() == nullptr || !map_codes(codes, p, rows) ||
+  if (tensor_map_encoder() == nullptr ||
+      !map_matrix(codes, CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_SWIZZLE_128B, p.packed,
+                  p.k / 2, p.n, p.k / 2, kMidColumns / 2, rows,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B) ||
       !map_input(input, p, a.tile, mid_input_blocks(v))) {
     return unsupported("the CUDA driver refuses the tensor maps of this problem");
   }

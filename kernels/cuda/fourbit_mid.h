@@ -15,13 +15,16 @@ struct MidVariant {
   int row_groups;
   int slices;  ///< warpgroups that share a stage along K: each takes 4 / slices blocks of 64
   int weight_stages, input_stages;
+  int blocks;   ///< that share a multiprocessor: the next launch's start beside this one's end
+  bool scaled;  ///< codes are scaled in 16 bits, not the products in float32
   const char* name;
 };
 inline constexpr MidVariant kMidVariants[] = {
-    {16, 2, 2, 3, 3, "mid_16_r128"}, {32, 2, 2, 3, 3, "mid_32_r128"},
-    {64, 2, 1, 3, 3, "mid_64_r128"}, {128, 2, 1, 3, 2, "mid_128_r128"},
-    {16, 1, 4, 4, 4, "mid_16_r64"},  {32, 1, 4, 4, 4, "mid_32_r64"},
-    {64, 1, 2, 4, 3, "mid_64_r64"},  {128, 1, 2, 4, 2, "mid_128_r64"}};
+    {16, 2, 2, 3, 3, 1, false, "mid_16_r128"},   {32, 2, 2, 3, 3, 1, false, "mid_32_r128"},
+    {64, 2, 2, 3, 3, 1, true, "mid_64_r128"},    {128, 2, 1, 3, 2, 1, true, "mid_128_r128"},
+    {16, 1, 2, 4, 4, 1, false, "mid_16_r64"},    {32, 1, 2, 4, 3, 1, false, "mid_32_r64"},
+    {64, 1, 2, 4, 3, 1, true, "mid_64_r64"},     {128, 1, 2, 4, 2, 1, true, "mid_128_r64"},
+    {16, 1, 2, 4, 3, 2, false, "mid_16_r64_b2"}, {32, 1, 2, 4, 2, 2, false, "mid_32_r64_b2"}};
 inline constexpr int kMidVariantCount = sizeof kMidVariants / sizeof kMidVariants[0];
 
 inline constexpr int kMidColumns = 256;    // of W in a stage
@@ -31,9 +34,6 @@ inline constexpr int kMidPairTable = 256 * 128;
 
 constexpr int mid_groups(const MidVariant& v) noexcept { return v.row_groups * v.slices; }
 constexpr int mid_threads(const MidVariant& v) noexcept { return (mid_groups(v) + 1) * 128; }
-/// Stages that a block takes at a time: two where a stage has only one block for a warpgroup, whose
-/// registers alternate.
-constexpr int mid_unit(const MidVariant& v) noexcept { return v.slices == 4 ? 2 : 1; }
 /// Blocks of 64 columns that one barrier of the input's ring stands for.
 constexpr int mid_input_blocks(const MidVariant& v) noexcept { return v.slices == 2 ? 2 : 1; }
 

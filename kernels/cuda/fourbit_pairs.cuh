@@ -26,6 +26,14 @@ inline PairTable pair_table(const Matmul4bitParams& p, float factor = 1.0f) noex
   return table;
 }
 
+/// What the table is multiplied by before it is rounded: NF4 has the least error there, FP4 none.
+/// float16 has room below and little above: a sixteenth of it.
+inline float table_factor(const Matmul4bitParams& p) noexcept {
+  const bool half = p.dtype == DType::kFloat16;
+  if (p.quant_type == QuantType::kFP4) return half ? 0.75f : 12.0f;
+  return half ? 1.459f / 16.0f : 1.437f;
+}
+
 /// The table of pairs: 256 rows of 32 copies of a word, the element of the high nibble in its low
 /// half.
 template <int kWarps>

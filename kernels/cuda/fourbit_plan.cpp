@@ -84,11 +84,13 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
 }
 
 // The large-M kernel's time in cycles, all multiprocessors busy (H100): for 128 features x 64 of
-// depth, by variant; for the outputs of a tile; for a launch.
-constexpr int64_t kLargeBlockCycles[] = {750, 1000, 1200};
-constexpr int64_t kLargeBackwardBlockCycles[] = {900, 1150, 1330};
-constexpr int64_t kLargeOutputCycles[] = {1500, 2200, 2900};
+// depth, by variant; for the outputs of a tile; for a launch; for the sums of the parts of the
+// depth.
+constexpr int64_t kLargeBlockCycles[] = {600, 750, 880, 1000, 1100, 1200};
+constexpr int64_t kLargeBackwardBlockCycles[] = {750, 900, 1030, 1150, 1240, 1330};
+constexpr int64_t kLargeOutputCycles[] = {750, 1500, 1850, 2200, 2550, 2900};
 constexpr int64_t kLargeLaunchCycles = 4500;
+constexpr int64_t kLargeExchangeCycles = 3500;
 constexpr int64_t kLargeFrom = 65;  // tokens
 
 int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
@@ -98,9 +100,15 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
   const int64_t tiles = ceil_div(features, kLargeFeatures * kLargeCluster) *
                         ceil_div(p.m, kLargeVariants[variant].tokens);
-  return ceil_div(tiles, device.multiprocessors / kLargeCluster) *
-             (ceil_div(depth, kLargeDepth) * 4 * block + kLargeOutputCycles[variant]) +
-         kLargeLaunchCycles;
+  const int64_t work = ceil_div(ceil_div(depth, kLargeDepth), plan.splits) * 4 * block +
+                       kLargeOutputCycles[variant] / plan.splits;
+  if (plan.splits == 1) {
+    return ceil_div(tiles, device.multiprocessors / kLargeCluster) * work + kLargeLaunchCycles;
+  }
+  // Blocks of a cluster lie in one group of multiprocessors: some are left over.
+  const int64_t places =
+      std::max(1, device.multiprocessors / (16 * kLargeCluster * plan.splits) * 16);
+  return ceil_div(tiles, places) * (work + kLargeExchangeCycles + kLargeLaunchCycles);
 }
 
 /// Writing the weight out in 16 bits, then a library's product: two kernels at the speed of memory
@@ -117,10 +125,12 @@ Matmul4bitCudaPlan best_large(const Matmul4bitParams& p, const DeviceProperties&
                               bool backward) {
   Matmul4bitCudaPlan best;
   for (int variant = 0; variant < kLargeVariantCount; ++variant) {
-    const Matmul4bitCudaPlan plan = plan_large(p, device, variant, backward);
-    if (plan.grid_x > 0 && (best.grid_x == 0 || large_cycles(plan, p, device, backward) <
-                                                    large_cycles(best, p, device, backward))) {
-      best = plan;
+    for (int splits = 1; splits <= kLargeMaxSplits; splits *= 2) {
+      const Matmul4bitCudaPlan plan = plan_large(p, device, variant, splits, backward);
+      if (plan.grid_x > 0 && (best.grid_x == 0 || large_cycles(plan, p, device, backward) <
+                                                      large_cycles(best, p, device, backward))) {
+        best = plan;
+      }
     }
   }
   if (best.grid_x > 0) {
@@ -196,8 +206,9 @@ Matmul4bitCudaPlan plan_mid(const Matmul4bitParams& p, const DeviceProperties& d
   plan.splits = splits;
   plan.grid_y = static_cast<int32_t>(ceil_div(p.m, v.tokens));
   plan.shared_bytes = mid_layout(v).bytes;
-  const bool fits = plan.shared_bytes <= device.shared_bytes_per_block &&
-                    ceil_div(p.k, kMidColumns * mid_unit(v)) >= splits;
+  // A multiprocessor keeps 1 KB of each block for itself.
+  const bool fits = plan.shared_bytes <= (device.shared_bytes_per_block + 1024) / v.blocks - 1024 &&
+                    ceil_div(p.k, kMidColumns) >= splits;
   if (fits) plan.grid_x = static_cast<int32_t>(ceil_div(p.n, 64 * v.row_groups) * splits);
   return plan;
 }
@@ -210,19 +221,24 @@ bool large_applies(const Matmul4bitParams& p) noexcept {
 }
 
 Matmul4bitCudaPlan plan_large(const Matmul4bitParams& p, const DeviceProperties& device,
-                              int variant, bool backward) noexcept {
+                              int variant, int splits, bool backward) noexcept {
   const LargeVariant& v = kLargeVariants[variant];
   Matmul4bitCudaPlan plan;
   plan.kernel = backward ? v.backward_name : v.name;
   plan.id = kLarge + variant;
   plan.threads = kLargeThreads;
   plan.shared_bytes = large_layout(v).bytes;
+  plan.splits = splits;
   const int64_t tiles =
       ceil_div(backward ? p.k : p.n, kLargeFeatures * kLargeCluster) * ceil_div(p.m, v.tokens);
-  if (plan.shared_bytes <= device.shared_bytes_per_block) {
-    // The two multiprocessors of a cluster are neighbours: no cluster lacks room.
+  if (plan.shared_bytes > device.shared_bytes_per_block) return plan;
+  if (splits == 1) {
+    // The two multiprocessors of a pair are neighbours: no pair lacks room.
     plan.grid_x = static_cast<int32_t>(
         kLargeCluster * std::min<int64_t>(tiles, device.multiprocessors / kLargeCluster));
+  } else if (ceil_div(backward ? p.n : p.k, kLargeDepth) >= splits && v.tokens / splits % 16 == 0 &&
+             tiles <= device.multiprocessors) {
+    plan.grid_x = static_cast<int32_t>(kLargeCluster * splits * tiles);
   }
   return plan;
 }

@@ -169,8 +169,9 @@ TEST(CudaMatmulPlan, EveryProblemHasAPlanThatApplies) {
           if (plan.id >= kLarge) {
             ASSERT_TRUE(large_applies(p));
             ASSERT_LT(plan.id, kLarge + kLargeVariantCount);
-            ASSERT_LE(plan.grid_x, device.multiprocessors);
-            ASSERT_EQ(0, plan.grid_x % kLargeCluster);
+            ASSERT_TRUE(plan.splits > 1 || plan.grid_x <= device.multiprocessors);
+            ASSERT_LE(plan.splits, kLargeMaxSplits);
+            ASSERT_EQ(0, plan.grid_x % (kLargeCluster * plan.splits));
           } else if (plan.id >= kMid) {
             ASSERT_TRUE(mid_applies(p));
             ASSERT_LT(plan.id, kMid + kMidVariantCount);
@@ -214,7 +215,7 @@ TEST(CudaMatmulPlan, SharedMemoryHoldsEveryPart) {
     EXPECT_GE(l.codes, 256 * 128);
     EXPECT_GE(l.inputs, l.codes + v.weight_stages * l.codes_stage);
     EXPECT_GE(l.outputs, l.inputs + v.input_stages * v.tokens * 128);
-    EXPECT_EQ(0, v.tokens % (8 * kLargeCluster) + v.tokens % kLargePass);
+    EXPECT_EQ(0, v.tokens % (8 * kLargeCluster) + v.tokens % (kLargePass / 2));
     EXPECT_GE(l.scales, l.outputs + kLargeThreads / 128 * kLargePass * 64);
     EXPECT_GE(l.barriers, l.map + 1024);
     EXPECT_EQ(0, l.codes % 1024 + l.inputs % 1024 + l.outputs % 128 + l.scales % 16);

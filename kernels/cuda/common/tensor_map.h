@@ -27,9 +27,10 @@ inline EncodeTensorMap tensor_map_encoder() noexcept {
 
 /// A matrix of `rows` times `columns` elements, rows `stride` bytes apart, copied in boxes; what
 /// lies outside arrives as zeros. False if the driver refuses it.
-inline bool map_matrix(CUtensorMap& map, CUtensorMapDataType type, CUtensorMapSwizzle swizzle,
-                       const void* data, int64_t columns, int64_t rows, int64_t stride,
-                       int box_columns, int box_rows) noexcept {
+inline bool map_matrix(
+    CUtensorMap& map, CUtensorMapDataType type, CUtensorMapSwizzle swizzle, const void* data,
+    int64_t columns, int64_t rows, int64_t stride, int box_columns, int box_rows,
+    CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B) noexcept {
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns),
@@ -37,8 +38,7 @@ inline bool map_matrix(CUtensorMap& map, CUtensorMapDataType type, CUtensorMapSw
                    steps[2] = {1, 1};
   return tensor_map_encoder() != nullptr &&
          tensor_map_encoder()(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-                              CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion,
                               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 

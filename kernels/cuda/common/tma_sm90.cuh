@@ -83,6 +83,10 @@ __device__ __forceinline__ void copy_tensor_3d(uint32_t to, const CUtensorMap* m
 }
 
 // ---- clusters
+/// Publishes nothing: only says that this thread has come here, and has what it read.
+__device__ __forceinline__ void arrive_cluster_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void arrive_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }

@@ -99,6 +99,13 @@ LOWBIT_WGMMA(__half, "f16", "128", 64,
                            ", " LOWBIT_SUMS_7,
              "%64, %65, %66, %67", "%68", "%69", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
              LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56))
+LOWBIT_WGMMA(__nv_bfloat16, "bf16", "160", 80,
+             LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
+                           ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
+                           ", " LOWBIT_SUMS_7 ", " LOWBIT_SUMS_8 ", " LOWBIT_SUMS_9,
+             "%80, %81, %82, %83", "%84", "%85", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
+             LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
+             LOWBIT_OUT(64), LOWBIT_OUT(72))
 LOWBIT_WGMMA(__nv_bfloat16, "bf16", "192", 96,
              LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
                            ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
@@ -107,6 +114,16 @@ LOWBIT_WGMMA(__nv_bfloat16, "bf16", "192", 96,
              "%96, %97, %98, %99", "%100", "%101", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
              LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
              LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88))
+LOWBIT_WGMMA(__nv_bfloat16, "bf16", "224", 112,
+             LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
+                           ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
+                           ", " LOWBIT_SUMS_7 ", " LOWBIT_SUMS_8 ", " LOWBIT_SUMS_9
+                           ", " LOWBIT_SUMS_10 ", " LOWBIT_SUMS_11 ", " LOWBIT_SUMS_12
+                           ", " LOWBIT_SUMS_13,
+             "%112, %113, %114, %115", "%116", "%117", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
+             LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
+             LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88), LOWBIT_OUT(96),
+             LOWBIT_OUT(104))
 LOWBIT_WGMMA(__nv_bfloat16, "bf16", "256", 128,
              LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
                            ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
@@ -117,6 +134,13 @@ LOWBIT_WGMMA(__nv_bfloat16, "bf16", "256", 128,
              LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
              LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88), LOWBIT_OUT(96),
              LOWBIT_OUT(104), LOWBIT_OUT(112), LOWBIT_OUT(120))
+LOWBIT_WGMMA(__half, "f16", "160", 80,
+             LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
+                           ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
+                           ", " LOWBIT_SUMS_7 ", " LOWBIT_SUMS_8 ", " LOWBIT_SUMS_9,
+             "%80, %81, %82, %83", "%84", "%85", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
+             LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
+             LOWBIT_OUT(64), LOWBIT_OUT(72))
 LOWBIT_WGMMA(__half, "f16", "192", 96,
              LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
                            ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
@@ -125,6 +149,16 @@ LOWBIT_WGMMA(__half, "f16", "192", 96,
              "%96, %97, %98, %99", "%100", "%101", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
              LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
              LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88))
+LOWBIT_WGMMA(__half, "f16", "224", 112,
+             LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
+                           ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6
+                           ", " LOWBIT_SUMS_7 ", " LOWBIT_SUMS_8 ", " LOWBIT_SUMS_9
+                           ", " LOWBIT_SUMS_10 ", " LOWBIT_SUMS_11 ", " LOWBIT_SUMS_12
+                           ", " LOWBIT_SUMS_13,
+             "%112, %113, %114, %115", "%116", "%117", LOWBIT_OUT(0), LOWBIT_OUT(8), LOWBIT_OUT(16),
+             LOWBIT_OUT(24), LOWBIT_OUT(32), LOWBIT_OUT(40), LOWBIT_OUT(48), LOWBIT_OUT(56),
+             LOWBIT_OUT(64), LOWBIT_OUT(72), LOWBIT_OUT(80), LOWBIT_OUT(88), LOWBIT_OUT(96),
+             LOWBIT_OUT(104))
 LOWBIT_WGMMA(__half, "f16", "256", 128,
              LOWBIT_SUMS_0 ", " LOWBIT_SUMS_1 ", " LOWBIT_SUMS_2 ", " LOWBIT_SUMS_3
                            ", " LOWBIT_SUMS_4 ", " LOWBIT_SUMS_5 ", " LOWBIT_SUMS_6

@@ -32,7 +32,7 @@ class CudaMatmulLarge : public ::testing::Test {
     FourbitSpec s;
     s.m = pick<int64_t>({1, upto(tokens), tokens, tokens + 1, 2 * tokens - 1, upto(4 * tokens)});
     s.n = pick<int64_t>({1, 63, 64, 127, 128, 256, 257, upto(40) * 8, upto(700)});
-    s.k = 64 * pick<int64_t>({1, 2, 3, 4, 5, 8, upto(24)});
+    s.k = 64 * pick<int64_t>({1, 2, 3, 4, 5, 8, 20, upto(24)});
     s.blocksize = pick<int64_t>({64, 64, 64, 128, 256, 1024, 4096});
     s.dtype = pick({DType::kFloat16, DType::kBFloat16});
     s.quant_type = pick({QuantType::kNF4, QuantType::kNF4, QuantType::kFP4});
@@ -41,6 +41,15 @@ class CudaMatmulLarge : public ::testing::Test {
     s.bias_dtype = pick({DType::kFloat32, DType::kFloat16, DType::kBFloat16});
     s.extra_stride = pick<int64_t>({0, 8, 64});
     return s;
+  }
+  /// A plan of the variant for 1, 2 or 4 parts of the depth, as many as there can be.
+  Matmul4bitCudaPlan any_plan(const Matmul4bitParams& p, const DeviceProperties& device,
+                              int variant, bool backward) {
+    for (int splits = pick({1, 2, 4}); splits > 1; splits /= 2) {
+      const Matmul4bitCudaPlan plan = cuda::plan_large(p, device, variant, splits, backward);
+      if (plan.grid_x > 0) return plan;
+    }
+    return cuda::plan_large(p, device, variant, 1, backward);
   }
   /// With few multiprocessors a cluster goes through many tiles.
   DeviceProperties any_device() {
@@ -64,7 +73,7 @@ TEST_F(CudaMatmulLarge, EveryVariantAgrees) {
       const FourbitSpec spec = any_problem(cuda::kLargeVariants[variant].tokens, false);
       DeviceProblem problem(spec, rng_);
       Matmul4bitParams p = problem.params();
-      const Matmul4bitCudaPlan plan = cuda::plan_large(p, any_device(), variant, false);
+      const Matmul4bitCudaPlan plan = any_plan(p, any_device(), variant, false);
       SCOPED_TRACE(trace(spec, plan));
       problem.poison();
       p.programmatic_launch = pick({false, true});
@@ -115,7 +124,7 @@ TEST_F(CudaMatmulLarge, EveryVariantOfTheBackwardAgrees) {
       DeviceProblem problem(spec, rng_);
       const Gradient gradient(spec, rng_);
       Matmul4bitParams p = gradient.params(problem);
-      const Matmul4bitCudaPlan plan = cuda::plan_large(p, any_device(), variant, true);
+      const Matmul4bitCudaPlan plan = any_plan(p, any_device(), variant, true);
       SCOPED_TRACE(trace(spec, plan));
       gradient.output.fill(0xff);
       p.programmatic_launch = pick({false, true});
@@ -166,17 +175,20 @@ TEST_F(CudaMatmulLarge, TenThousandLaunchesGiveTheSameBits) {
     Matmul4bitParams p = backward ? gradient.params(problem) : problem.params();
     DeviceProperties device = device_;
     device.multiprocessors = 4;  // two clusters, several tiles for each
-    const Matmul4bitCudaPlan plan = cuda::plan_large(p, device, 0, backward);
-    SCOPED_TRACE(trace(spec, plan));
-    Bytes first(spec.m * 320 * 2), now(first.size());
+    const Matmul4bitCudaPlan plans[] = {cuda::plan_large(p, device, 0, 1, backward),
+                                        cuda::plan_large(p, device_, 0, 2, backward)};
+    ASSERT_EQ(plans[1].splits, 2);
+    Bytes first[2], now(spec.m * 320 * 2);
     for (int i = 0; i < testing::rounds(10'000); ++i) {
-      EXPECT_CUDA_OK(cudaMemsetAsync(p.output, 0xff, first.size()));
+      const int which = i / 2 % 2;
+      SCOPED_TRACE(trace(spec, plans[which]));
+      EXPECT_CUDA_OK(cudaMemsetAsync(p.output, 0xff, now.size()));
       p.programmatic_launch = i % 2 == 1;
-      EXPECT_STATUS_OK(backward ? cuda::matmul_4bit_backward_input(plan, p, Stream{})
-                                : cuda::matmul_4bit(plan, p, Stream{}));
-      EXPECT_CUDA_OK(cudaMemcpy(i == 0 ? first.data() : now.data(), p.output, first.size(),
-                                cudaMemcpyDeviceToHost));
-      ASSERT_TRUE(i == 0 || now == first) << "launch " << i;
+      EXPECT_STATUS_OK(backward ? cuda::matmul_4bit_backward_input(plans[which], p, Stream{})
+                                : cuda::matmul_4bit(plans[which], p, Stream{}));
+      EXPECT_CUDA_OK(cudaMemcpy(now.data(), p.output, now.size(), cudaMemcpyDeviceToHost));
+      if (first[which].empty()) first[which] = now;
+      ASSERT_TRUE(now == first[which]) << "launch " << i;
       if (HasFailure()) return;
     }
   }
@@ -204,7 +216,7 @@ TEST_F(CudaMatmulLarge, StreamsAndGraphsDoNotDisturbEachOther) {
         p.programmatic_launch = early;
         const bool backward = (i + s) % 2 == 1;
         const Matmul4bitCudaPlan plan =
-            cuda::plan_large(p, device_, (i + s) % cuda::kLargeVariantCount, backward);
+            cuda::plan_large(p, device_, (i + s) % cuda::kLargeVariantCount, 1 + i % 2, backward);
         EXPECT_STATUS_OK(backward ? cuda::matmul_4bit_backward_input(plan, p, Stream{streams[s]})
                                   : cuda::matmul_4bit(plan, p, Stream{streams[s]}));
         input = p.output;
@@ -253,13 +265,13 @@ TEST_F(CudaMatmulLarge, StreamsAndGraphsDoNotDisturbEachOther) {
 TEST_F(CudaMatmulLarge, ValuesThatAreNotFiniteStayInTheirRow) {
   for (int variant = 0; variant < cuda::kLargeVariantCount; ++variant) {
     FourbitSpec spec;
-    spec.m = 270, spec.n = 72, spec.k = 192, spec.dtype = DType::kBFloat16;
+    spec.m = 270, spec.n = 72, spec.k = 832, spec.dtype = DType::kBFloat16;
     DeviceProblem problem(spec, rng_);
     Matmul4bitParams p = problem.params();
     const uint16_t infinity = 0x7f80;
     EXPECT_CUDA_OK(cudaMemcpy(static_cast<uint16_t*>(const_cast<void*>(p.input)) + spec.k / 2,
                               &infinity, 2, cudaMemcpyHostToDevice));
-    EXPECT_STATUS_OK(cuda::matmul_4bit(cuda::plan_large(p, device_, variant, false), p, Stream{}));
+    EXPECT_STATUS_OK(cuda::matmul_4bit(any_plan(p, device_, variant, false), p, Stream{}));
     const Bytes output = problem.output();
     for (int64_t i = 0; i < spec.m * spec.n; ++i) {
       EXPECT_EQ(i >= spec.n, std::isfinite(load_element(output.data(), spec.dtype, i))) << i;
