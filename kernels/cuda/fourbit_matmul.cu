@@ -13,6 +13,7 @@
 #include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
+#include "cuda/fourbit_mid_sm80.h"
 #include "validate.h"
 
 namespace lowbit::kernels::cuda {
@@ -187,6 +188,7 @@ Status matmul_4bit(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   if (p.m == 0 || p.n == 0) return ok_status();
   if (plan.id >= kLarge) return launch_large(plan, p, false, stream);
   if (plan.id >= kMid) return launch_mid(plan, p, stream);
+  if (plan.id >= kMidSm80) return launch_mid_sm80(plan, &p, 1, stream);
   return plan.id >= kSmall ? launch_small(plan, p, stream) : launch_general(plan, p, stream);
 }
 

@@ -4,6 +4,7 @@
 #include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
+#include "cuda/fourbit_mid_sm80.h"
 
 namespace lowbit::kernels::cuda {
 namespace {
@@ -239,6 +240,10 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
         (mid.grid_x == 0 || large_cycles(large, p, device, false) < mid_cycles(mid, p, device))) {
       return large;
     }
+    if (mid.grid_x > 0) return mid;
+  }
+  if (p.k > 0 && p.m >= kMidFrom) {
+    const Matmul4bitCudaPlan mid = best_mid_sm80(&p, 1, device);
     if (mid.grid_x > 0) return mid;
   }
   if (p.k > 0 && device.compute_capability >= 80 && p.m <= 4096 && small_applies(p)) {

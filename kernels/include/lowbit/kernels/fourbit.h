@@ -130,6 +130,9 @@ Status matmul_4bit_backward_input(const Matmul4bitParams& params, int64_t begin,
                                   int64_t end) noexcept;
 }  // namespace cpu
 
+/// Weights of one launch, at most.
+inline constexpr int32_t kMatmulGroupMost = 4;
+
 /// How a matmul runs on a CUDA device: a pure function of the problem and the device. Of the
 /// pointers only the alignment matters, and a null one counts as aligned.
 struct Matmul4bitCudaPlan {
@@ -141,6 +144,7 @@ struct Matmul4bitCudaPlan {
   int32_t grid_x = 0, grid_y = 1;  ///< thread blocks; 0 for an empty problem
   int32_t threads = 0;             ///< of a block
   int32_t splits = 1;              ///< slices of the sum that meet in the workspace
+  int32_t members = 1;             ///< weights of one launch
   int64_t shared_bytes = 0;        ///< dynamic shared memory of a block
   int64_t workspace_bytes = 0;     ///< Matmul4bitParams::workspace
 };
