@@ -1,6 +1,7 @@
 // Several 4-bit weights over one input, in one launch. Plain C++.
 #pragma once
 
+#include "cuda/fourbit_matmul.h"
 #include "lowbit/kernels/fourbit.h"
 
 namespace lowbit::kernels::cuda {
@@ -20,6 +21,29 @@ inline bool is_group(const Matmul4bitParams* members, int32_t count) noexcept {
     }
   }
   return p.m > 0 && p.n > 0;
+}
+
+/// Blocks of the small-M kernel that a member gets when each takes up to `tiles` of its tiles.
+constexpr int64_t small_member_blocks(const Matmul4bitParams& p, int64_t tiles) noexcept {
+  return ceil_div(ceil_div(p.n, kSmallRows), tiles);
+}
+
+/// The fewest tiles of a block with which the members fill at most `grid` blocks. A block belongs
+/// to one member, so that it needs one table of scales and one pointer of everything.
+constexpr int64_t small_group_tiles(const Matmul4bitParams* members, int32_t count,
+                                    int64_t grid) noexcept {
+  int64_t all = 0, most = 1;
+  for (int32_t i = 0; i < count; ++i) {
+    const int64_t tiles = ceil_div(members[i].n, kSmallRows);
+    all += tiles;
+    if (tiles > most) most = tiles;
+  }
+  for (int64_t tiles = ceil_div(all, grid); tiles < most; ++tiles) {
+    int64_t blocks = 0;
+    for (int32_t i = 0; i < count; ++i) blocks += small_member_blocks(members[i], tiles);
+    if (blocks <= grid) return tiles;
+  }
+  return most;
 }
 
 }  // namespace lowbit::kernels::cuda

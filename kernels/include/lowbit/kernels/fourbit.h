@@ -190,6 +190,15 @@ Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& param
 /// accumulation in a fixed order, so that results repeat bit for bit.
 Status matmul_4bit(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& params,
                    Stream stream) noexcept;
+/// Several weights over one input in one launch: 2 to kMatmulGroupMost members with the same input,
+/// input_stride, dtype, m, k, blocksize, quant_type, code, kind of scales and programmatic_launch;
+/// `workspace` is not used. A plan without thread blocks (grid_x = 0) means that one launch for
+/// each member is the better choice, or the only one. Results repeat bit for bit; a launch of its
+/// own may add up a member in another order.
+Matmul4bitCudaPlan plan_matmul_4bit_group(const Matmul4bitParams* members, int32_t count,
+                                          const DeviceProperties& device) noexcept;
+Status matmul_4bit_group(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* members,
+                         int32_t count, Stream stream) noexcept;
 /// grad_input[M,K] = grad_output[M,N] * W[N,K], as cpu::matmul_4bit_backward_input.
 Status matmul_4bit_backward_input(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& params,
                                   Stream stream) noexcept;
