@@ -160,7 +160,8 @@ TEST(CudaMatmulPlan, GroupsFillTheDeviceOnce) {
         ASSERT_TRUE(plan.id >= kSmall && plan.id < kMidSm80);
         EXPECT_EQ(count, plan.members);
         EXPECT_LE(plan.shared_bytes, device.shared_bytes_per_block);
-        EXPECT_LE(plan.grid_x, std::max<int64_t>(count, 3 * device.multiprocessors));
+        // The scales and sums of very many rows want more room than one wave has.
+        EXPECT_LE(plan.grid_x, std::max<int64_t>(count, 4 * device.multiprocessors));
         const int64_t tiles = small_group_tiles(members.data(), count, plan.grid_x);
         EXPECT_GE(plan.grid_x * tiles, all);
         EXPECT_LE(tiles, ceil_div(all, plan.grid_x) + 1);
