@@ -22,6 +22,7 @@
 #include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
+#include "cuda/fourbit_mid_sm80.h"
 #include "device_bandwidth.h"
 #include "lowbit/kernels/fourbit.h"
 
@@ -133,7 +134,7 @@ void fill_random(void* to, size_t bytes, std::mt19937& rng, bool bf16) {
 }
 
 struct Row {
-  std::string kernel;
+  std::string shape, kernel;
   int64_t n, k, m;
   bool backward, fused;
   double us, plain_us, cublas_us, dequantize_us;
@@ -146,6 +147,7 @@ int main(int argc, char** argv) {
   bool quick = false, variants = false, plain = false, fp16 = false, backward = false;
   bool sweep = false;
   int64_t blocksize = 64;
+  int arch = 0;
   std::string markdown, json;
   std::vector<int64_t> tokens;
   std::vector<std::string> shapes;
@@ -157,7 +159,8 @@ int main(int argc, char** argv) {
   app.add_flag("--fp16", fp16, "float16 instead of bfloat16 activations");
   app.add_option("--blocksize", blocksize);
   app.add_option("--m", tokens, "Values of M");
-  app.add_option("--shape", shapes, "NxK");
+  app.add_option("--shape", shapes, "NxK, or N+N+NxK: several weights over one input");
+  app.add_option("--arch", arch, "Plan for an older architecture, such as 80");
   app.add_option("--md", markdown, "Write the table to this file, too");
   app.add_option("--json", json, "Write the rows to this file");
   CLI11_PARSE(app, argc, argv);
@@ -180,7 +183,9 @@ int main(int argc, char** argv) {
                                           64, 96, 128, 192, 256, 512, 1024, 2048, 8192};
   }
 
-  const DeviceProperties gpu = properties();
+  DeviceProperties gpu = properties();
+  const bool may_launch_early = gpu.compute_capability >= 90;
+  if (arch > 0) gpu.compute_capability = std::min(gpu.compute_capability, arch);
   check(cudaStreamCreate(&stream));
   cublasHandle_t cublas;
   check(cublasCreate(&cublas));
@@ -220,7 +225,15 @@ int main(int argc, char** argv) {
 
   for (const std::string& shape : shapes) {
     int64_t n = 0, k = 0;
-    if (std::sscanf(shape.c_str(), "%ldx%ld", &n, &k) != 2) {
+    std::vector<int64_t> members;
+    const char* at = shape.c_str();
+    do {
+      char* end = nullptr;
+      members.push_back(std::strtol(at, &end, 10));
+      n += members.back();
+      at = end + 1;
+    } while (at[-1] == '+');
+    if (at[-1] != 'x' || (k = std::atol(at)) < 1 || n < 1) {
       std::fprintf(stderr, "a shape is NxK, got %s\n", shape.c_str());
       return 2;
     }
@@ -269,6 +282,27 @@ int main(int argc, char** argv) {
       p.output = y;
       return p;
     };
+    // The members are runs of rows of one weight.
+    const auto group = [&](int64_t m, int i, bool early) {
+      std::vector<Matmul4bitParams> all;
+      int64_t row = 0;
+      for (const int64_t rows : members) {
+        Matmul4bitParams& p = all.emplace_back(params(m, i));
+        p.n = rows;
+        p.packed += row * k / 2;
+        const int64_t block = row * k / blocksize;
+        if (plain) {
+          p.scales.absmax += block;
+        } else {
+          p.scales.absmax_8bit += block;
+          p.scales.absmax2 += block / kNestedBlocksize;
+        }
+        p.output = y + m * row;
+        p.programmatic_launch = early && may_launch_early;
+        row += rows;
+      }
+      return all;
+    };
     const auto library = [&](int64_t m, const void* w) {
       const float one = 1.0f, zero = 0.0f;
       const cudaDataType type = fp16 ? CUDA_R_16F : CUDA_R_16BF;
@@ -313,7 +347,7 @@ int main(int argc, char** argv) {
               {lengthy ? few : std::max(24, copies), [=, &params](int i) {
                  Matmul4bitParams p = params(m, i);
                  p.workspace = workspace;
-                 p.programmatic_launch = early && gpu.compute_capability >= 90;
+                 p.programmatic_launch = early && may_launch_early;
                  check(backward ? cuda::matmul_4bit_backward_input(plan, p, Stream{stream})
                                 : cuda::matmul_4bit(plan, p, Stream{stream}));
                }});
@@ -322,8 +356,31 @@ int main(int argc, char** argv) {
       const Matmul4bitCudaPlan chosen =
           backward ? cuda::plan_matmul_4bit_backward_input(params(m, 0), gpu)
                    : cuda::plan_matmul_4bit(params(m, 0), gpu);
-      // An advised library call is measured in its own column.
-      if (chosen.fused || chosen.id != cuda::kGeneral) consider(chosen, "");
+      if (members.size() > 1) {
+        const auto count = static_cast<int32_t>(members.size());
+        const Matmul4bitCudaPlan grouped =
+            cuda::plan_matmul_4bit_group(group(m, 0, false).data(), count, gpu);
+        const auto add = [&](Matmul4bitCudaPlan plan, const char* prefix) {
+          plans.push_back({plan, prefix, nullptr});
+          for (const bool early : {false, true}) {
+            candidates.push_back(
+                {std::max(24, copies), [=, &group](int i) {
+                   const auto all = group(m, i, early);
+                   if (plan.members > 1) {
+                     check(cuda::matmul_4bit_group(plan, all.data(), count, Stream{stream}));
+                     return;
+                   }
+                   for (const Matmul4bitParams& p : all) {
+                     check(cuda::matmul_4bit(cuda::plan_matmul_4bit(p, gpu), p, Stream{stream}));
+                   }
+                 }});
+          }
+        };
+        if (grouped.grid_x > 0) add(grouped, "group ");
+        add(cuda::plan_matmul_4bit(group(m, 0, false)[0], gpu), "one by one: ");
+      } else if (chosen.fused || chosen.id != cuda::kGeneral) {
+        consider(chosen, "");  // an advised library call is measured in its own column
+      }
       const bool hopper = gpu.compute_capability == 90;
       for (int v = 0; variants && !backward && hopper && v < cuda::kMidVariantCount; ++v) {
         const cuda::MidVariant& variant = cuda::kMidVariants[v];
@@ -351,6 +408,17 @@ int main(int argc, char** argv) {
           consider(plan, "~ ");
         }
       }
+      for (int v = 0; variants && !backward && v < cuda::kMidSm80VariantCount; ++v) {
+        const cuda::MidSm80Variant& variant = cuda::kMidSm80Variants[v];
+        const Matmul4bitParams p = params(m, 0);
+        if (members.size() > 1 || !cuda::mid_sm80_applies(p) ||
+            variant.granule != cuda::mid_sm80_granule(p) || m > 2 * variant.tokens ||
+            (variant.tokens > 16 && m <= variant.tokens / 2)) {
+          continue;
+        }
+        const Matmul4bitCudaPlan plan = cuda::plan_mid_sm80(&p, 1, gpu, v);
+        if (plan.grid_x > 0 && plan.id != chosen.id) consider(plan, "~ ");
+      }
       for (int v = 0; variants && !backward && v < cuda::kSmallVariantCount; ++v) {
         const cuda::SmallVariant& variant = cuda::kSmallVariants[v];
         if (m > variant.tokens || variant.fine != (blocksize == 32)) continue;
@@ -360,7 +428,8 @@ int main(int argc, char** argv) {
       const std::vector<double> us = time(candidates);
       for (size_t i = 0; i < plans.size(); ++i) {
         const auto& [plan, prefix, workspace] = plans[i];
-        const Row row{std::string(prefix) + plan.kernel +
+        const Row row{shape,
+                      std::string(prefix) + plan.kernel +
                           (plan.splits > 1 ? "_s" + std::to_string(plan.splits) : ""),
                       n,
                       k,
@@ -375,9 +444,9 @@ int main(int argc, char** argv) {
         const double terabytes = static_cast<double>(weight_bytes) / row.us * 1e-6;
         char line[256];
         std::snprintf(line, sizeof line,
-                      "| %ldx%ld | %ld | %s%s | %.2f | %.2f | %.2f | %.0f | %.2f | %.2f | %.1f |\n",
-                      n, k, m, row.kernel.c_str(), row.fused ? "" : " (not advised)", row.us,
-                      row.plain_us, terabytes, 100 * terabytes / ceiling, row.cublas_us,
+                      "| %s | %ld | %s%s | %.2f | %.2f | %.2f | %.0f | %.2f | %.2f | %.1f |\n",
+                      shape.c_str(), m, row.kernel.c_str(), row.fused ? "" : " (not advised)",
+                      row.us, row.plain_us, terabytes, 100 * terabytes / ceiling, row.cublas_us,
                       row.cublas_us / row.us, row.dequantize_us);
         std::printf("%s", line);
         std::fflush(stdout);

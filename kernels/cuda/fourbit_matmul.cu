@@ -10,9 +10,11 @@
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/fourbit_codes.cuh"
+#include "cuda/fourbit_group.h"
 #include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
+#include "cuda/fourbit_mid_sm80.h"
 #include "validate.h"
 
 namespace lowbit::kernels::cuda {
@@ -187,7 +189,21 @@ Status matmul_4bit(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   if (p.m == 0 || p.n == 0) return ok_status();
   if (plan.id >= kLarge) return launch_large(plan, p, false, stream);
   if (plan.id >= kMid) return launch_mid(plan, p, stream);
-  return plan.id >= kSmall ? launch_small(plan, p, stream) : launch_general(plan, p, stream);
+  if (plan.id >= kMidSm80) return launch_mid_sm80(plan, &p, 1, stream);
+  return plan.id >= kSmall ? launch_small(plan, &p, 1, stream) : launch_general(plan, p, stream);
+}
+
+Status matmul_4bit_group(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* members,
+                         int32_t count, Stream stream) noexcept {
+  if (plan.members != count || !is_group(members, count)) {
+    return invalid_argument("the plan was made for another problem");
+  }
+  for (int32_t i = 0; i < count; ++i) {
+    if (const Status status = check(members[i]); !status.ok()) return status;
+  }
+  if (plan.id >= kMidSm80 && plan.id < kMid) return launch_mid_sm80(plan, members, count, stream);
+  if (plan.id >= kSmall && plan.id < kMidSm80) return launch_small(plan, members, count, stream);
+  return invalid_argument("the plan was made for another problem");
 }
 
 }  // namespace lowbit::kernels::cuda

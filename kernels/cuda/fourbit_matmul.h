@@ -89,9 +89,11 @@ bool small_applies(const Matmul4bitParams& p) noexcept;
 /// The plan for one variant; grid_x = 0 if it does not fit the device.
 Matmul4bitCudaPlan plan_small(const Matmul4bitParams& p, const DeviceProperties& device,
                               int variant) noexcept;
+/// The instance that suits the problem; grid_x = 0 if none fits the device.
+Matmul4bitCudaPlan best_small(const Matmul4bitParams& p, const DeviceProperties& device) noexcept;
 
 #ifdef __CUDACC__
-Status launch_small(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
+Status launch_small(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* members, int32_t count,
                     Stream stream) noexcept;
 #endif
 

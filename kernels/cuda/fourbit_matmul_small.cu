@@ -24,25 +24,36 @@
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/mma_sm80.cuh"
+#include "cuda/fourbit_group.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_pairs.cuh"
 
 namespace lowbit::kernels::cuda {
 namespace {
 
-struct SmallArgs {
+/// One of the weights of a launch, and the blocks that make its outputs.
+struct SmallMember {
   const uint8_t* packed;
   BlockScales scales;
-  const void* input;
   const void* bias;
   void* output;
-  int64_t input_stride;
-  int m, n, k;
-  int shift;  // log2 of the columns of a scale, over those of a scale in shared memory
+  int n;
+  int first_block;
+  int tiles_base, tiles_rest;  // tiles of a block: base, plus one for the first `rest`
   DType bias_dtype;
+};
+
+template <int kMembers>
+struct SmallArgs {
+  const void* input;
+  int64_t input_stride;
+  int m, k;
+  int shift;  // log2 of the columns of a scale, over those of a scale in shared memory
+  int count;  // of members
   bool programmatic;
   SmallLayout layout;
   PairTable table;
+  SmallMember members[kMembers];
 };
 
 /// The pair of byte kByte of w.
@@ -52,9 +63,9 @@ __device__ __forceinline__ uint32_t pair_of(const uint8_t* shared, uint32_t w, u
   return *reinterpret_cast<const uint32_t*>(shared + ((row & 0x7f80u) | bank));
 }
 
-template <typename T, int kTokens, int kWarps, int kStages, int kBlocks, bool kFine>
+template <typename T, int kMembers, int kTokens, int kWarps, int kStages, int kBlocks, bool kFine>
 __global__ void __launch_bounds__(kWarps * 32, kBlocks)
-    small_kernel(const __grid_constant__ SmallArgs a) {
+    small_kernel(const __grid_constant__ SmallArgs<kMembers> a) {
 #if __CUDA_ARCH__ >= 800
   constexpr bool kOne = kTokens == 1;
   constexpr int kGroups = (kTokens + 7) / 8;  // of eight tokens
@@ -67,9 +78,17 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
   const int first_token = blockIdx.y * kTokens;
   const int tokens = min(kTokens, a.m - first_token);
   const int slots = (a.k + kSmallColumns - 1) / kSmallColumns;
-  const int block = blockIdx.x;
-  const int tile0 = block * l.tiles_base + min(block, l.tiles_rest);
-  const int count = l.tiles_base + (block < l.tiles_rest);  // of this block's tiles
+  int index = 0;  // of this block's weight; known to the compiler where there is one
+  if constexpr (kMembers > 1) {
+    while (index + 1 < a.count &&
+           static_cast<int>(blockIdx.x) >= a.members[index + 1].first_block) {
+      ++index;
+    }
+  }
+  const SmallMember& weight = a.members[index];
+  const int block = static_cast<int>(blockIdx.x) - weight.first_block;
+  const int tile0 = block * weight.tiles_base + min(block, weight.tiles_rest);
+  const int count = weight.tiles_base + (block < weight.tiles_rest);  // of this block's tiles
   const int full = slots / kWarps, left = (slots - full * kWarps) * count;
   const int left_begin = warp * left / kWarps, left_end = (warp + 1) * left / kWarps;
   const int full_items = full * count, items = full_items + left_end - left_begin;
@@ -116,18 +135,18 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
   const int row_scales = a.k >> (a.shift + (kFine ? 5 : 6));  // of a row of W
   const int kept = kFine ? a.k / 32 : a.k / 64;               // of a row in shared memory
   const int64_t first_scale = int64_t{tile0} * kSmallRows * row_scales;
-  const int rows = min(count * kSmallRows, a.n - tile0 * kSmallRows);  // that exist
-  const bool nested = a.scales.absmax_8bit != nullptr;
+  const int rows = min(count * kSmallRows, weight.n - tile0 * kSmallRows);  // that exist
+  const bool nested = weight.scales.absmax_8bit != nullptr;
   float offset = 0.0f, map_value = 0.0f, absmax2_value = 0.0f;
   const int64_t first_group = first_scale / kNestedBlocksize;
   const int groups =
       static_cast<int>((first_scale + rows * row_scales - 1) / kNestedBlocksize - first_group) + 1;
   int misaligned = 0;
   if (nested) {
-    if (tid < 256) map_value = __ldg(a.scales.absmax_code + tid);
-    if (tid < groups) absmax2_value = __ldg(a.scales.absmax2 + first_group + tid);
-    offset = __ldg(a.scales.absmax_offset);
-    const uint8_t* codes = a.scales.absmax_8bit + first_scale;
+    if (tid < 256) map_value = __ldg(weight.scales.absmax_code + tid);
+    if (tid < groups) absmax2_value = __ldg(weight.scales.absmax2 + first_group + tid);
+    offset = __ldg(weight.scales.absmax_offset);
+    const uint8_t* codes = weight.scales.absmax_8bit + first_scale;
     misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(codes) & 15);
     const int bytes = misaligned + rows * row_scales;
     const uint32_t to = shared_address(raw);
@@ -135,21 +154,22 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
       copy_async(to + i, codes - misaligned + i, min(16, bytes - i));
     }
   } else {
-    const float* absmax = a.scales.absmax + first_scale;
+    const float* absmax = weight.scales.absmax + first_scale;
     const bool whole = a.shift == 0 && row_scales % 4 == 0 &&
-                       reinterpret_cast<uintptr_t>(a.scales.absmax) % 16 == 0;
+                       reinterpret_cast<uintptr_t>(weight.scales.absmax) % 16 == 0;
     for (int r = warp; r < count * kSmallRows; r += kWarps) {
       const float* source = absmax + int64_t{r} * row_scales;
       const uint32_t to = shared_address(scales + r * l.pitch);
       if (whole) {
         for (int j = lane * 4; j < l.pitch; j += 128) {
           const bool valid = r < rows && j < kept;
-          copy_async(to + j * 4, valid ? source + j : a.scales.absmax, valid ? 16 : 0);
+          copy_async(to + j * 4, valid ? source + j : weight.scales.absmax, valid ? 16 : 0);
         }
       } else {
         for (int j = lane; j < l.pitch; j += 32) {
           const bool valid = r < rows && j < kept;
-          copy_async_word(to + j * 4, valid ? source + (j >> a.shift) : a.scales.absmax, valid);
+          copy_async_word(to + j * 4, valid ? source + (j >> a.shift) : weight.scales.absmax,
+                          valid);
         }
       }
     }
@@ -163,7 +183,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
   const uint32_t place0 = fetch_row * 128 + ((chunk ^ fetch_row) << 4);
   const uint32_t place1 = (fetch_row + 4) * 128 + ((chunk ^ (fetch_row + 4)) << 4);
   const uint32_t ring_address = shared_address(ring);
-  const int whole_tiles = a.n / kSmallRows - tile0;  // the tile behind them is cut off by N
+  const int whole_tiles = weight.n / kSmallRows - tile0;  // the tile behind them is cut off by N
   const int whole_slots = a.k / kSmallColumns;
   uint32_t from = 0;
   const auto place_fetch = [&] {
@@ -174,7 +194,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
   const auto fetch = [&](int stage) {
     if (fetched < items) {
       const uint32_t to = ring_address + stage * kSmallStage;
-      const uint8_t* source = a.packed + from;
+      const uint8_t* source = weight.packed + from;
       if (fetch_tile < whole_tiles && fetch_slot < whole_slots) {
         copy_async(to + place0, source);
         copy_async(to + place1, source + 4 * row_bytes);
@@ -185,9 +205,9 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
         const int row = (tile0 + fetch_tile) * kSmallRows + fetch_row;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const bool valid = inside && row + 4 * i < a.n;
+          const bool valid = inside && row + 4 * i < weight.n;
           copy_async(to + (i % 2 == 0 ? place0 : place1) + (i / 2) * 1024,
-                     valid ? source + 4 * i * row_bytes : a.packed, valid ? 16 : 0);
+                     valid ? source + 4 * i * row_bytes : weight.packed, valid ? 16 : 0);
         }
       }
       ++fetched;
@@ -213,7 +233,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
     if (tid < 256) map[tid] = map_value;
     if (tid < groups) absmax2[tid] = absmax2_value;
     for (int i = tid + kThreads; i < groups; i += kThreads) {
-      absmax2[i] = __ldg(a.scales.absmax2 + first_group + i);
+      absmax2[i] = __ldg(weight.scales.absmax2 + first_group + i);
     }
   }
   wait_copies<kStages - 1>();
@@ -386,7 +406,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
   // ---- sums of the warps, bias, one rounding
   const float* sums = reinterpret_cast<const float*>(shared + l.sums);
   const int warp_step = count * sum_step;
-  T* output = static_cast<T*>(a.output);
+  T* output = static_cast<T*>(weight.output);
   for (int i = tid; i < rows * tokens; i += kThreads) {
     // Consecutive threads take consecutive rows: their outputs of one token lie side by side.
     const int token = i / rows, r = i - token * rows;
@@ -401,71 +421,101 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
       }
     }
     const int64_t column = int64_t{tile0} * kSmallRows + r;
-    output[(first_token + token) * int64_t{a.n} + column] =
-        from_float<T>(s + bias_at(a.bias, a.bias_dtype, static_cast<int>(column)));
+    output[(first_token + token) * int64_t{weight.n} + column] =
+        from_float<T>(s + bias_at(weight.bias, weight.bias_dtype, static_cast<int>(column)));
   }
 #else
   __trap();  // made for an older architecture than the plan's: an error, not a wrong result
 #endif
 }
 
-template <typename T>
-Status run(int variant, const LaunchShape& shape, const SmallArgs& a, Stream stream) {
+/// Instances: kSmallVariants' order. Blocks of 32 are not grouped.
+template <typename T, int kMembers>
+Status run(int variant, const LaunchShape& shape, const SmallArgs<kMembers>& a, Stream stream) {
   switch (variant) {
     case 0:
-      return launch(small_kernel<T, 1, 16, 3, 1, false>, shape, stream, a);
+      return launch(small_kernel<T, kMembers, 1, 16, 3, 1, false>, shape, stream, a);
     case 1:
-      return launch(small_kernel<T, 1, 16, 2, 1, false>, shape, stream, a);
+      return launch(small_kernel<T, kMembers, 1, 16, 2, 1, false>, shape, stream, a);
     case 2:
-      return launch(small_kernel<T, 1, 8, 3, 2, false>, shape, stream, a);
+      return launch(small_kernel<T, kMembers, 1, 8, 3, 2, false>, shape, stream, a);
     case 3:
-      return launch(small_kernel<T, 8, 16, 3, 1, false>, shape, stream, a);
+      return launch(small_kernel<T, kMembers, 8, 16, 3, 1, false>, shape, stream, a);
     case 4:
-      return launch(small_kernel<T, 8, 16, 2, 1, false>, shape, stream, a);
+      return launch(small_kernel<T, kMembers, 8, 16, 2, 1, false>, shape, stream, a);
     case 5:
-      return launch(small_kernel<T, 8, 8, 3, 2, false>, shape, stream, a);
-    case 6:
-      return launch(small_kernel<T, 16, 8, 3, 1, false>, shape, stream, a);
-    case 7:
-      return launch(small_kernel<T, 8, 8, 3, 1, true>, shape, stream, a);
-    case 8:
-      return launch(small_kernel<T, 16, 8, 3, 1, true>, shape, stream, a);
+      return launch(small_kernel<T, kMembers, 8, 8, 3, 2, false>, shape, stream, a);
+  }
+  if constexpr (kMembers == 1) {
+    switch (variant) {
+      case 6:
+        return launch(small_kernel<T, 1, 16, 8, 3, 1, false>, shape, stream, a);
+      case 7:
+        return launch(small_kernel<T, 1, 8, 8, 3, 1, true>, shape, stream, a);
+      case 8:
+        return launch(small_kernel<T, 1, 16, 8, 3, 1, true>, shape, stream, a);
+    }
   }
   return invalid_argument("the plan was made for another problem");
 }
 
-}  // namespace
-
-Status launch_small(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
-                    Stream stream) noexcept {
+template <int kMembers>
+Status launch_members(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* members,
+                      int32_t count, Stream stream) noexcept {
+  const Status mismatch = invalid_argument("the plan was made for another problem");
   const int variant = plan.id - kSmall;
-  if (variant < 0 || variant >= kSmallVariantCount || plan.grid_x < 1 || !small_applies(p)) {
-    return invalid_argument("the plan was made for another problem");
-  }
   const SmallVariant& v = kSmallVariants[variant];
-  SmallArgs a = {};
-  a.layout = small_layout(v, p.m, p.n, p.k, p.blocksize, p.scales.nested(), plan.grid_x);
-  if (a.layout.bytes > plan.shared_bytes || plan.grid_y != ceil_div(p.m, v.tokens) ||
-      v.fine != (p.blocksize == 32) || plan.threads != v.warps * 32) {
-    return invalid_argument("the plan was made for another problem");
+  const Matmul4bitParams& p = members[0];
+  SmallArgs<kMembers> a = {};
+  const int64_t tiles = small_group_tiles(members, count, plan.grid_x);
+  int64_t blocks = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    const Matmul4bitParams& q = members[i];
+    if (!small_applies(q)) return mismatch;
+    const int64_t grid = count == 1 ? plan.grid_x : small_member_blocks(q, tiles);
+    const SmallLayout layout = small_layout(v, q.m, q.n, q.k, q.blocksize, q.scales.nested(), grid);
+    if (layout.bytes > a.layout.bytes) a.layout = layout;
+    a.members[i] = {q.packed,
+                    q.scales,
+                    q.bias,
+                    q.output,
+                    static_cast<int>(q.n),
+                    static_cast<int>(blocks),
+                    layout.tiles_base,
+                    layout.tiles_rest,
+                    q.bias_dtype};
+    blocks += grid;
   }
-  a.packed = p.packed;
-  a.scales = p.scales;
+  if (blocks != plan.grid_x || a.layout.bytes > plan.shared_bytes ||
+      plan.grid_y != ceil_div(p.m, v.tokens) || v.fine != (p.blocksize == 32) ||
+      plan.threads != v.warps * 32) {
+    return mismatch;
+  }
   a.input = p.input;
-  a.bias = p.bias;
-  a.output = p.output;
   a.input_stride = p.input_stride;
   a.m = static_cast<int>(p.m);
-  a.n = static_cast<int>(p.n);
   a.k = static_cast<int>(p.k);
   while ((int64_t{v.fine ? 32 : 64} << a.shift) < p.blocksize) ++a.shift;
-  a.bias_dtype = p.bias_dtype;
+  a.count = count;
   a.programmatic = p.programmatic_launch;
   a.table = pair_table(p);
   const LaunchShape shape{plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes,
                           p.programmatic_launch};
   return p.dtype == DType::kFloat16 ? run<__half>(variant, shape, a, stream)
                                     : run<__nv_bfloat16>(variant, shape, a, stream);
+}
+
+}  // namespace
+
+Status launch_small(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* members, int32_t count,
+                    Stream stream) noexcept {
+  const int variant = plan.id - kSmall;
+  if (variant < 0 || variant >= kSmallVariantCount || plan.grid_x < 1 ||
+      !is_group(members, count)) {
+    return invalid_argument("the plan was made for another problem");
+  }
+  return count == 1 ? launch_members<1>(plan, members, 1, stream)
+                    : launch_members<kMatmulGroupMost>(plan, members, count, stream);
 }
 
 }  // namespace lowbit::kernels::cuda

@@ -4,6 +4,7 @@
 #include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
+#include "cuda/fourbit_mid_sm80.h"
 
 namespace lowbit::kernels::cuda {
 namespace {
@@ -191,6 +192,22 @@ Matmul4bitCudaPlan plan_small(const Matmul4bitParams& p, const DeviceProperties&
   return plan;
 }
 
+Matmul4bitCudaPlan best_small(const Matmul4bitParams& p, const DeviceProperties& device) noexcept {
+  int order[4];
+  preferred_variants(p, device, order);
+  // The first one that fits in two waves of blocks, else the one with the fewest.
+  Matmul4bitCudaPlan best;
+  for (const int variant : order) {
+    if (variant < 0) break;
+    const Matmul4bitCudaPlan plan = plan_small(p, device, variant);
+    const auto passes = [&](const Matmul4bitCudaPlan& q) {
+      return std::max<int64_t>(2, ceil_div(q.grid_x, device.multiprocessors));
+    };
+    if (plan.grid_x > 0 && (best.grid_x == 0 || passes(plan) < passes(best))) best = plan;
+  }
+  return best;
+}
+
 bool mid_applies(const Matmul4bitParams& p) noexcept {
   return small_applies(p) && p.blocksize >= 64 && p.m < (1 << 20);
 }
@@ -257,20 +274,13 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
     }
     if (mid.grid_x > 0) return mid;
   }
+  if (p.k > 0 && p.m >= kMidFrom) {
+    const Matmul4bitCudaPlan mid = best_mid_sm80(&p, 1, device);
+    if (mid.grid_x > 0) return mid;
+  }
   if (p.k > 0 && device.compute_capability >= 80 && p.m <= 4096 && small_applies(p)) {
-    int order[4];
-    preferred_variants(p, device, order);
-    // The first one that fits in two waves of blocks, else the one with the fewest.
-    Matmul4bitCudaPlan best;
-    for (const int variant : order) {
-      if (variant < 0) break;
-      const Matmul4bitCudaPlan plan = plan_small(p, device, variant);
-      const auto passes = [&](const Matmul4bitCudaPlan& q) {
-        return std::max<int64_t>(2, ceil_div(q.grid_x, device.multiprocessors));
-      };
-      if (plan.grid_x > 0 && (best.grid_x == 0 || passes(plan) < passes(best))) best = plan;
-    }
-    if (best.grid_x > 0) return best;
+    const Matmul4bitCudaPlan small = best_small(p, device);
+    if (small.grid_x > 0) return small;
   }
   return plan_general(p);
 }

@@ -5,9 +5,11 @@
 #include <string>
 #include <vector>
 
+#include "cuda/fourbit_group.h"
 #include "cuda/fourbit_large.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
+#include "cuda/fourbit_mid_sm80.h"
 
 namespace lowbit::kernels::cuda {
 namespace {
@@ -41,14 +43,12 @@ TEST(CudaMatmulPlan, StreamsTheWeightOnceForFewTokens) {
         EXPECT_GE(plan.id, kSmall);
         EXPECT_TRUE(plan.fused);
         EXPECT_LE(plan.shared_bytes, device.shared_bytes_per_block);
-        // Clusters leave some multiprocessors over, and so do rows in tiles of 128.
-        const int64_t blocks = plan.id >= kMid ? std::min<int64_t>(n / 32, 112) : n / 16;
+        // Clusters leave some multiprocessors over, and so do rows in tiles of up to 128.
+        const int64_t blocks = plan.id >= kMidSm80 ? std::min<int64_t>(n / 128, 100) : n / 16;
         EXPECT_GE(plan.grid_x, std::min<int64_t>(device.multiprocessors, blocks));
         EXPECT_EQ(plan.workspace_bytes, 0);
-        if (device.compute_capability == 90) {
-          EXPECT_EQ(plan.grid_y, 1);
-          EXPECT_EQ(plan.id >= kMid, m > 8);
-        }
+        EXPECT_EQ(plan.grid_y, 1);
+        EXPECT_EQ(plan.id >= (device.compute_capability == 90 ? kMid : kMidSm80), m > 8);
       }
     }
   }
@@ -120,6 +120,89 @@ TEST(CudaMatmulPlan, MoreTokensUseTheTensorCoresOfHopper) {
   EXPECT_EQ(1, plan_matmul_4bit(problem(64, 128, 64), kHopper).splits);
 }
 
+/// K that wgmma's kernels do not take: granules of 32 and 16 columns, up to tensor-core speed.
+TEST(CudaMatmulPlan, ColumnsInSixteensUseTheTensorCores) {
+  for (const DeviceProperties& device : {kHopper, kAmpere, kAda}) {
+    for (const int64_t m : {9, 16, 40, 128}) {
+      const auto kernel = [&](int64_t k, int64_t blocksize) {
+        Matmul4bitParams p = problem(m, 4096, k);
+        p.blocksize = blocksize;
+        const Matmul4bitCudaPlan plan = plan_matmul_4bit(p, device);
+        EXPECT_TRUE(plan.id >= kMidSm80 && plan.id < kMid) << plan.kernel;
+        return std::string(plan.kernel);
+      };
+      EXPECT_NE(std::string::npos, kernel(4096 + 32, 64).find("fine32"));
+      EXPECT_NE(std::string::npos, kernel(4096, 32).find("fine32"));
+      EXPECT_NE(std::string::npos, kernel(4096 + 16, 64).find("fine16"));
+    }
+  }
+  EXPECT_EQ(std::string("general"), plan_matmul_4bit(problem(40, 4096, 4100), kHopper).kernel);
+}
+
+/// Blocks belong to one member each; none has more tiles than an even spread needs.
+TEST(CudaMatmulPlan, GroupsFillTheDeviceOnce) {
+  for (const DeviceProperties& device : {kHopper, kAmpere}) {
+    const std::vector<std::vector<int64_t>> groups = {{4096, 1024, 1024}, {14336, 14336},
+                                                      {4096, 4096, 4096}, {8192, 1024, 1024},
+                                                      {28672, 28672},     {64, 16, 16}};
+    for (const std::vector<int64_t>& group : groups) {
+      for (int64_t m = 1; m <= 8; ++m) {
+        std::vector<Matmul4bitParams> members;
+        int64_t all = 0;
+        for (const int64_t n : group) {
+          members.push_back(problem(m, n, 4096));
+          all += n / kSmallRows;
+        }
+        const auto count = static_cast<int32_t>(members.size());
+        const Matmul4bitCudaPlan plan = plan_matmul_4bit_group(members.data(), count, device);
+        SCOPED_TRACE(std::to_string(device.compute_capability) + " m " + std::to_string(m) + " n " +
+                     std::to_string(group[0]) + " " + plan.kernel);
+        ASSERT_TRUE(plan.id >= kSmall && plan.id < kMidSm80);
+        EXPECT_EQ(count, plan.members);
+        EXPECT_LE(plan.shared_bytes, device.shared_bytes_per_block);
+        // The scales and sums of very many rows want more room than one wave has.
+        EXPECT_LE(plan.grid_x, std::max<int64_t>(count, 4 * device.multiprocessors));
+        const int64_t tiles = small_group_tiles(members.data(), count, plan.grid_x);
+        EXPECT_GE(plan.grid_x * tiles, all);
+        EXPECT_LE(tiles, ceil_div(all, plan.grid_x) + 1);
+        int64_t blocks = 0;
+        for (const Matmul4bitParams& p : members) blocks += small_member_blocks(p, tiles);
+        EXPECT_EQ(blocks, plan.grid_x);
+      }
+    }
+  }
+}
+
+TEST(CudaMatmulPlan, MembersThatDifferAreNoGroup) {
+  const auto grouped = [](const Matmul4bitParams& a, const Matmul4bitParams& b,
+                          const DeviceProperties& device = kHopper) {
+    const Matmul4bitParams members[] = {a, b};
+    return plan_matmul_4bit_group(members, 2, device).grid_x > 0;
+  };
+  const Matmul4bitParams p = problem(1, 256, 512);
+  EXPECT_TRUE(grouped(p, p));
+  EXPECT_FALSE(grouped(p, p, kTuring));
+  EXPECT_FALSE(grouped(p, problem(2, 256, 512)));
+  EXPECT_FALSE(grouped(p, problem(1, 256, 576)));
+  EXPECT_FALSE(grouped(p, problem(1, 0, 512)));
+  Matmul4bitParams q = p;
+  q.scales.absmax_8bit = nullptr;
+  EXPECT_FALSE(grouped(p, q));
+  q = p;
+  q.blocksize = 128;
+  EXPECT_FALSE(grouped(p, q));
+  q = p;
+  q.quant_type = QuantType::kFP4;
+  EXPECT_FALSE(grouped(p, q));
+  q = p;
+  q.dtype = DType::kFloat32;
+  EXPECT_FALSE(grouped(q, q));
+  EXPECT_FALSE(grouped(problem(1, 256, 500), problem(1, 256, 500)));
+  EXPECT_EQ(0, plan_matmul_4bit_group(&p, 1, kHopper).grid_x);
+  const std::vector<Matmul4bitParams> many(kMatmulGroupMost + 1, p);
+  EXPECT_EQ(0, plan_matmul_4bit_group(many.data(), kMatmulGroupMost + 1, kHopper).grid_x);
+}
+
 TEST(CudaMatmulPlan, EmptyProblemsHaveNoBlocks) {
   EXPECT_EQ(0, plan_matmul_4bit(problem(0, 8, 8), kHopper).grid_x);
   EXPECT_EQ(0, plan_matmul_4bit(problem(8, 0, 8), kHopper).grid_x);
@@ -175,6 +258,13 @@ TEST(CudaMatmulPlan, EveryProblemHasAPlanThatApplies) {
           } else if (plan.id >= kMid) {
             ASSERT_TRUE(mid_applies(p));
             ASSERT_LT(plan.id, kMid + kMidVariantCount);
+          } else if (plan.id >= kMidSm80) {
+            ASSERT_GE(device.compute_capability, 80);
+            ASSERT_TRUE(mid_sm80_applies(p));
+            ASSERT_LT(plan.id, kMidSm80 + kMidSm80VariantCount);
+            const int granule = kMidSm80Variants[plan.id - kMidSm80].granule;
+            ASSERT_EQ(0, k % granule);
+            ASSERT_EQ(0, p.blocksize % granule);
           } else if (plan.id >= kSmall) {
             ASSERT_TRUE(small_applies(p));
             ASSERT_LT(plan.id, kSmall + kSmallVariantCount);
@@ -209,6 +299,22 @@ TEST(CudaMatmulPlan, SharedMemoryHoldsEveryPart) {
     EXPECT_GE(l.bytes, l.sums + v.warps * rows * l.sum_pitch * 4);
     EXPECT_GE(l.bytes, l.sums + (nested ? rows * k / blocksize + 32 : 0));
     EXPECT_EQ(0, l.scales % 16 + l.sums % 16);
+  }
+  for (const MidSm80Variant& v : kMidSm80Variants) {
+    const MidSm80Layout l = mid_sm80_layout(v);
+    const int rows = mid_sm80_rows(v);
+    EXPECT_GE(l.map, 256 * 128);
+    EXPECT_GE(l.scales, l.map + 1024);
+    EXPECT_GE(l.scale_pitch * v.granule, kMidSm80ScaleStages * kMidSm80Columns);
+    EXPECT_EQ(1, l.scale_pitch / 4 % 2);
+    EXPECT_GE(l.codes, l.scales + 2 * rows * l.scale_pitch * 4);
+    EXPECT_GE(l.inputs, l.codes + v.stages * rows * kMidSm80Columns / 2);
+    EXPECT_GE(l.bytes, l.inputs + v.stages * v.tokens * kMidSm80Columns * 2);
+    EXPECT_GE(l.bytes, l.codes + mid_sm80_slices(v) * v.tokens * l.sum_pitch * 4);
+    EXPECT_EQ(0, l.codes % 128 + l.inputs % 128 + l.scales % 16);
+    EXPECT_LE(l.bytes, kHopper.shared_bytes_per_block);
+    EXPECT_EQ(v.warps, v.row_groups * mid_sm80_slices(v));
+    EXPECT_EQ(0, 4 % mid_sm80_slices(v));
   }
   for (const LargeVariant& v : kLargeVariants) {
     const LargeLayout l = large_layout(v);

@@ -60,6 +60,11 @@ class DeviceProblem {
   }
 
   const Matmul4bitParams& params() const { return p_; }
+  /// Takes the input of a problem with the same m, k, dtype and extra_stride.
+  void share_input(DeviceProblem& other) {
+    p_.input = other.p_.input;
+    inputs_ = other.host_.inputs();
+  }
   FourbitProblem& host() { return host_; }
   void poison() { output_->fill(0xff); }  // NaN in every element type
   Bytes output() const { return output_->read(); }

@@ -1,78 +1,26 @@
 // The CUDA matmul over packed 4-bit weights, against sums in float64.
 #include <gtest/gtest.h>
 
-#include "cuda/fourbit_large.h"
 #include "cuda/fourbit_mid.h"
-#include "device_problem.h"
+#include "matmul_problems.h"
 
 namespace lowbit::kernels {
 namespace {
 
 using test::DeviceBuffer;
+using testing::CudaMatmul;
+using testing::CudaMatmulPath;
 using testing::device_properties;
 using testing::DeviceProblem;
 using testing::FourbitSpec;
+using testing::roundings;
 
-class CudaMatmul : public ::testing::Test {
- protected:
-  template <typename T>
-  T pick(std::initializer_list<T> values) {
-    return *(values.begin() + rng_() % values.size());
-  }
-  int64_t upto(int64_t high) { return std::uniform_int_distribution<int64_t>(1, high)(rng_); }
-  std::string trace(const FourbitSpec& spec, const Matmul4bitCudaPlan& plan) const {
-    return spec.describe() + " kernel " + plan.kernel + " grid " + std::to_string(plan.grid_x) +
-           " seed " + std::to_string(seed_);
-  }
-
-  FourbitSpec any_problem() {
-    FourbitSpec s;
-    s.m = pick<int64_t>({1, 1, 2, 3, 4, 5, 8, 9, 16, 17, upto(40), upto(160)});
-    s.n = pick<int64_t>({1, 3, 8, 31, 33, upto(100), upto(300)});
-    s.k = pick<int64_t>({1, 2, 7, 63, 64, 65, 128, 576, 640, 64 * upto(12), upto(3000)});
-    s.blocksize = pick<int64_t>({32, 64, 64, 96, 128, 256, 512, 1024, 2048, 4096, 2 * upto(50)});
-    s.dtype = pick({DType::kFloat32, DType::kFloat16, DType::kBFloat16});
-    s.quant_type = pick({QuantType::kNF4, QuantType::kFP4});
-    s.nested = pick({false, true});
-    s.bias = pick({false, true});
-    s.bias_dtype = pick({DType::kFloat32, DType::kFloat16, DType::kBFloat16});
-    s.custom_table = pick({false, false, true});
-    s.misalignment = pick<int64_t>({0, 0, 1, 3});
-    s.extra_stride = pick<int64_t>({0, 8, 5});
-    return s;
-  }
-
-  /// What the small-M kernels take: N of any length, K in 64-column steps and whole blocks.
-  FourbitSpec aligned_problem(int64_t blocksize) {
-    FourbitSpec s;
-    s.blocksize = blocksize;
-    const int64_t unit = std::max<int64_t>(64, blocksize);
-    s.k = unit * pick<int64_t>({1, 2, upto(std::max<int64_t>(1, 9000 / unit)),
-                                std::max<int64_t>(1, 4096 / unit)});
-    s.n = pick<int64_t>({1, 15, 16, 17, upto(200), 16 * upto(12), upto(700)});
-    s.dtype = pick({DType::kFloat16, DType::kBFloat16});
-    s.quant_type = pick({QuantType::kNF4, QuantType::kFP4});
-    s.nested = pick({false, true});
-    s.bias = pick({false, true});
-    s.bias_dtype = pick({DType::kFloat32, DType::kFloat16, DType::kBFloat16});
-    s.extra_stride = pick<int64_t>({0, 8, 64});
-    return s;
-  }
-
-  std::random_device::result_type seed_ = std::random_device{}();
-  std::mt19937 rng_{seed_};
-};
-
-int roundings(const Matmul4bitCudaPlan& plan) {
-  return plan.id >= cuda::kLarge ? 2 : plan.id >= cuda::kSmall ? 1 : 0;
-}
-
-TEST_F(CudaMatmul, AgreesWithExactSumsOnAnyProblem) {
+TEST_P(CudaMatmulPath, AgreesWithExactSumsOnAnyProblem) {
   LOWBIT_NEEDS_GPU();
   for (int i = 0; i < testing::rounds(250); ++i) {
     const FourbitSpec spec = any_problem();
     DeviceProblem problem(spec, rng_);
-    const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(problem.params(), device_properties());
+    const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(problem.params(), device());
     SCOPED_TRACE(trace(spec, plan));
     problem.poison();
     EXPECT_STATUS_OK(cuda::matmul_4bit(plan, problem.params(), Stream{}));
@@ -145,7 +93,7 @@ TEST_F(CudaMatmul, EveryVariantOfTheMidKernelAgrees) {
   }
 }
 
-TEST_F(CudaMatmul, AgreesAtTheSizesOfModels) {
+TEST_P(CudaMatmulPath, AgreesAtTheSizesOfModels) {
   LOWBIT_NEEDS_GPU();
   const int64_t shapes[][2] = {{1024, 4096},  {4096, 4096}, {14336, 4096},
                                {4096, 14336}, {8192, 8192}, {2048, 2816}};
@@ -158,7 +106,7 @@ TEST_F(CudaMatmul, AgreesAtTheSizesOfModels) {
       spec.dtype = pick({DType::kFloat16, DType::kBFloat16});
       spec.nested = pick({false, true, true});
       DeviceProblem problem(spec, rng_);
-      const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(problem.params(), device_properties());
+      const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(problem.params(), device());
       SCOPED_TRACE(trace(spec, plan));
       problem.poison();
       EXPECT_STATUS_OK(cuda::matmul_4bit(plan, problem.params(), Stream{}));
@@ -192,7 +140,7 @@ TEST_F(CudaMatmul, TheGeneralKernelRepeatsBitForBit) {
 
 /// A chain, each product's output the next one's input: launched early or not, on a stream of its
 /// own or captured and replayed, the bits are the same.
-TEST_F(CudaMatmul, ChainsAreCapturableAndMayStartEarly) {
+TEST_P(CudaMatmulPath, ChainsAreCapturableAndMayStartEarly) {
   LOWBIT_NEEDS_GPU();
   cudaStream_t stream;
   ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
@@ -209,7 +157,7 @@ TEST_F(CudaMatmul, ChainsAreCapturableAndMayStartEarly) {
         Matmul4bitParams p = layer->params();
         p.input = input;
         p.programmatic_launch = early;
-        const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(p, device_properties());
+        const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(p, device());
         EXPECT_STATUS_OK(cuda::matmul_4bit(plan, p, Stream{stream}));
         input = p.output;
       }
@@ -248,15 +196,14 @@ TEST_F(CudaMatmul, ChainsAreCapturableAndMayStartEarly) {
   cudaStreamDestroy(stream);
 }
 
-TEST_F(CudaMatmul, ValuesThatAreNotFiniteStayInTheirRow) {
+TEST_P(CudaMatmulPath, ValuesThatAreNotFiniteStayInTheirRow) {
   LOWBIT_NEEDS_GPU();
   for (const int64_t m : {2, 7, 16, 33, 70}) {
     for (const int64_t k : {192, 1024, 77}) {
       FourbitSpec spec;
       spec.m = m, spec.n = 40, spec.k = k, spec.dtype = DType::kBFloat16;
       auto problem = std::make_unique<DeviceProblem>(spec, rng_);
-      const Matmul4bitCudaPlan plan =
-          cuda::plan_matmul_4bit(problem->params(), device_properties());
+      const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(problem->params(), device());
       SCOPED_TRACE(trace(spec, plan));
       const uint16_t infinity = 0x7f80;
       Matmul4bitParams p = problem->params();
@@ -322,25 +269,25 @@ TEST_F(CudaMatmul, BackwardAgreesWithExactSums) {
   }
 }
 
-TEST_F(CudaMatmul, EmptyProblemsAreFineAndBadArgumentsAreRefused) {
+TEST_P(CudaMatmulPath, EmptyProblemsAreFineAndBadArgumentsAreRefused) {
   LOWBIT_NEEDS_GPU();
   FourbitSpec spec;
   spec.m = 3, spec.n = 33, spec.k = 128, spec.bias = true, spec.dtype = DType::kFloat16;
   DeviceProblem problem(spec, rng_);
-  const DeviceProperties device = device_properties();
+  const DeviceProperties path = device();
   Matmul4bitParams p = problem.params();
   p.m = 0;
-  EXPECT_STATUS_OK(cuda::matmul_4bit(cuda::plan_matmul_4bit(p, device), p, Stream{}));
+  EXPECT_STATUS_OK(cuda::matmul_4bit(cuda::plan_matmul_4bit(p, path), p, Stream{}));
   p = problem.params();
   p.k = 0;  // an empty sum: the bias
   problem.poison();
-  EXPECT_STATUS_OK(cuda::matmul_4bit(cuda::plan_matmul_4bit(p, device), p, Stream{}));
+  EXPECT_STATUS_OK(cuda::matmul_4bit(cuda::plan_matmul_4bit(p, path), p, Stream{}));
   const auto output = problem.output();
   for (int64_t n = 0; n < spec.n; ++n) {
     EXPECT_NEAR(load_element(output.data(), spec.dtype, 2 * spec.n + n), problem.host().bias(n),
                 0x1p-11 * std::fabs(problem.host().bias(n)));
   }
-  const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(problem.params(), device);
+  const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(problem.params(), path);
   p = problem.params();
   p.blocksize = 63;
   EXPECT_EQ(StatusCode::kInvalidArgument, cuda::matmul_4bit(plan, p, Stream{}).code);
@@ -354,6 +301,9 @@ TEST_F(CudaMatmul, EmptyProblemsAreFineAndBadArgumentsAreRefused) {
   }
   EXPECT_EQ(StatusCode::kInvalidArgument, cuda::matmul_4bit({}, problem.params(), Stream{}).code);
 }
+
+INSTANTIATE_TEST_SUITE_P(Path, CudaMatmulPath, ::testing::Values("own", "sm80"),
+                         [](const auto& path) { return std::string(path.param); });
 
 }  // namespace
 }  // namespace lowbit::kernels

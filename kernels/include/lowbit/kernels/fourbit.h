@@ -130,6 +130,9 @@ Status matmul_4bit_backward_input(const Matmul4bitParams& params, int64_t begin,
                                   int64_t end) noexcept;
 }  // namespace cpu
 
+/// Weights of one launch, at most.
+inline constexpr int32_t kMatmulGroupMost = 4;
+
 /// How a matmul runs on a CUDA device: a pure function of the problem and the device. Of the
 /// pointers only the alignment matters, and a null one counts as aligned.
 struct Matmul4bitCudaPlan {
@@ -141,6 +144,7 @@ struct Matmul4bitCudaPlan {
   int32_t grid_x = 0, grid_y = 1;  ///< thread blocks; 0 for an empty problem
   int32_t threads = 0;             ///< of a block
   int32_t splits = 1;              ///< slices of the sum that meet in the workspace
+  int32_t members = 1;             ///< weights of one launch
   int64_t shared_bytes = 0;        ///< dynamic shared memory of a block
   int64_t workspace_bytes = 0;     ///< Matmul4bitParams::workspace
 };
@@ -186,6 +190,15 @@ Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& param
 /// accumulation in a fixed order, so that results repeat bit for bit.
 Status matmul_4bit(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& params,
                    Stream stream) noexcept;
+/// Several weights over one input in one launch: 2 to kMatmulGroupMost members with the same input,
+/// input_stride, dtype, m, k, blocksize, quant_type, code, kind of scales and programmatic_launch;
+/// `workspace` is not used. A plan without thread blocks (grid_x = 0) means that one launch for
+/// each member is the better choice, or the only one. Results repeat bit for bit; a launch of its
+/// own may add up a member in another order.
+Matmul4bitCudaPlan plan_matmul_4bit_group(const Matmul4bitParams* members, int32_t count,
+                                          const DeviceProperties& device) noexcept;
+Status matmul_4bit_group(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* members,
+                         int32_t count, Stream stream) noexcept;
 /// grad_input[M,K] = grad_output[M,N] * W[N,K], as cpu::matmul_4bit_backward_input.
 Status matmul_4bit_backward_input(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& params,
                                   Stream stream) noexcept;

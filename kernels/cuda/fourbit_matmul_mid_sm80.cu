@@ -1,0 +1,391 @@
+// The 4-bit matmul for 9 to some hundred tokens without wgmma (sm_80 and later): mma.sync with the
+// weight decoded into the registers of the A operand.
+//
+//  * A block owns `rows` rows of W, all of K and up to `tokens` tokens: no sum crosses blocks. K
+//    streams through in stages of 256 columns, codes and activations by cp.async.
+//  * Warp (row group, slice) multiplies its 16 rows (or 32: `tiles`) by its share of the four
+//    blocks of 64 columns of a stage. The slices' sums meet in shared memory, in order.
+//  * The sum over k may be taken in any order. Lane (g, t) takes the t-th quarter of a granule: one
+//    read of up to 8 bytes of a row's codes, of which every byte is one register of A, and the same
+//    columns of a token, which are the registers of B as they lie: no ldmatrix, no permutation.
+//  * A byte becomes the address of its pair in the table (a copy for every bank) by one dp4a.
+//  * Codes are multiplied unscaled. The sums over a granule - columns that share a scale, 64
+//    wherever blocks allow it - are scaled in float32 as they are added up.
+//  * Scales come as float32 through registers, two stages at a time, nested ones decoded; cp.async
+//    cannot copy a byte.
+//  * Several weights over one input run in one launch: a block belongs to one of them.
+//  * Rows behind N, columns behind K and tokens behind M arrive as zeros, with zero scales.
+#include "cuda/common/async_copy.cuh"
+#include "cuda/common/launch.h"
+#include "cuda/common/mma_sm80.cuh"
+#include "cuda/fourbit_group.h"
+#include "cuda/fourbit_mid_sm80.h"
+#include "cuda/fourbit_pairs.cuh"
+
+namespace lowbit::kernels::cuda {
+namespace {
+
+struct Member {
+  const uint8_t* packed;
+  BlockScales scales;
+  const void* bias;
+  void* output;
+  int n;
+  int first_block;
+  DType bias_dtype;
+  bool vector_output;  // four outputs of a token may be stored at once
+};
+
+struct MidSm80Args {
+  const void* input;
+  int64_t input_stride;
+  int m, k;
+  int shift;         // log2 of the blocksize over 16
+  bool whole_reads;  // rows of codes begin at multiples of 16 bytes
+  int count;         // of members
+  PairTable table;
+  Member members[kMatmulGroupMost];
+};
+
+/// The row of a tile, or the token of eight, that fragment index i stands for: whichever order puts
+/// the lanes that read at a time into different banks.
+__device__ __forceinline__ constexpr int spread(int i) { return (i & 3) * 2 + (i >> 2); }
+template <int kGranule>
+__device__ __forceinline__ constexpr int token_of(int i) {
+  return kGranule == 64 ? i : kGranule == 32 ? (i >> 1) + 4 * (i & 1) : spread(i);
+}
+
+/// Registers of the codes (or activations) of one lane in a granule, from shared memory.
+template <int kBytes>
+__device__ __forceinline__ void read_words(uint32_t* to, const uint8_t* from) {
+  if constexpr (kBytes == 2) {
+    to[0] = *reinterpret_cast<const uint16_t*>(from);
+  } else if constexpr (kBytes == 4) {
+    to[0] = *reinterpret_cast<const uint32_t*>(from);
+  } else if constexpr (kBytes == 8) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    to[0] = v.x, to[1] = v.y;
+  } else {
+    const uint4 v = *reinterpret_cast<const uint4*>(from);
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+  }
+}
+
+template <typename T, int kVariant>
+__global__ void __launch_bounds__(kMidSm80Variants[kVariant].warps * 32, 1)
+    mid_sm80_kernel(const __grid_constant__ MidSm80Args a) {
+#if __CUDA_ARCH__ >= 800
+  constexpr MidSm80Variant v = kMidSm80Variants[kVariant];
+  constexpr MidSm80Layout l = mid_sm80_layout(v);
+  constexpr int kThreads = v.warps * 32, kTokens = v.tokens, kStages = v.stages;
+  constexpr int kRows = mid_sm80_rows(v), kSlices = mid_sm80_slices(v), kTiles = v.tiles;
+  constexpr int kBlocks = 4 / kSlices;  // of 64 columns, of a stage, for a warp
+  constexpr int kGranule = v.granule, kParts = 64 / kGranule, kSteps = kGranule / 16;
+  constexpr int kGroups = kTokens / 8;
+  static_assert(kRows % 32 == 0 && 4 % kSlices == 0 && kThreads % 256 == 0);
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
+  const int row_group = warp / kSlices, slice = warp % kSlices;
+
+  allow_next_kernel();
+  int index = 0;
+  while (index + 1 < a.count && static_cast<int>(blockIdx.x) >= a.members[index + 1].first_block) {
+    ++index;
+  }
+  const Member& w = a.members[index];
+  const int first_row = (static_cast<int>(blockIdx.x) - w.first_block) * kRows;
+  const int rows = min(kRows, w.n - first_row);
+  const int first_token = blockIdx.y * kTokens, tokens = min(kTokens, a.m - first_token);
+  const int stages = (a.k + kMidSm80Columns - 1) / kMidSm80Columns;
+
+  // ---- codes: 16 bytes of a row at chunk ^ (row & 7) of its 128
+  constexpr int kCodeCopies = kRows * 8 / kThreads, kCodeRows = kThreads / 8;
+  const int code_row = tid / 8, code_chunk = tid % 8;
+  const uint32_t row_bytes = a.k / 2;
+  const uint8_t* code_from =
+      w.packed + (static_cast<uint32_t>(first_row + code_row) * row_bytes + code_chunk * 16);
+  const uint32_t code_to =
+      shared_address(shared) + l.codes + code_row * 128 + ((code_chunk ^ (code_row & 7)) << 4);
+  const auto fetch_codes = [&](int stage, int slot) {
+    const int column = stage * kMidSm80Columns + code_chunk * 32;
+#pragma unroll
+    for (int i = 0; i < kCodeCopies; ++i) {
+      const bool inside = code_row + i * kCodeRows < rows;
+      const uint8_t* from = code_from + static_cast<uint32_t>(i * kCodeRows) * row_bytes +
+                            stage * (kMidSm80Columns / 2);
+      const uint32_t to = code_to + slot * l.codes_stage + i * (kCodeRows * 128);
+      if (a.whole_reads) {
+        const bool valid = inside && column < a.k;
+        copy_async(to, valid ? from : w.packed, valid ? 16 : 0);
+      } else {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const bool valid = inside && column + half * 16 < a.k;
+          copy_async_half(to + half * 8, valid ? from + half * 8 : w.packed, valid);
+        }
+      }
+    }
+  };
+
+  // ---- activations: 16 bytes of a token at chunk ^ (token & 7) of its 128 in a block of columns
+  constexpr int kInputCopies = kTokens * 32 / kThreads, kInputTokens = kThreads / 32;
+  const int input_token = tid / 32, input_chunk = tid % 32;
+  const T* input_from = static_cast<const T*>(a.input) +
+                        (first_token + input_token) * a.input_stride + input_chunk * 8;
+  const uint32_t input_to = shared_address(shared) + l.inputs + input_chunk / 8 * (kTokens * 128) +
+                            input_token * 128 + ((input_chunk % 8 ^ (input_token & 7)) << 4);
+  const auto fetch_input = [&](int stage, int slot) {
+    const bool inside = stage * kMidSm80Columns + input_chunk * 8 < a.k;
+#pragma unroll
+    for (int i = 0; i < kInputCopies; ++i) {
+      const bool valid = inside && input_token + i * kInputTokens < tokens;
+      const T* from = input_from + i * kInputTokens * a.input_stride + stage * kMidSm80Columns;
+      copy_async(input_to + slot * l.inputs_stage + i * (kInputTokens * 128),
+                 valid ? static_cast<const void*>(from) : a.input, valid ? 16 : 0);
+    }
+  };
+
+  // ---- scales
+  constexpr int kScales = mid_sm80_scales(v), kMine = kRows * kScales / kThreads;
+  const bool nested = w.scales.absmax_8bit != nullptr;
+  float* const map = reinterpret_cast<float*>(shared + l.map);
+  float high[kMine];
+  uint32_t code[kMine];
+  float offset = 0.0f;
+  const auto load_scales = [&](int chunk) {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int row = (tid + i * kThreads) / kScales;
+      const int column = (chunk * kScales + tid % kScales) * kGranule;
+      high[i] = 0.0f, code[i] = 256;
+      if (row < rows && column < a.k) {
+        const uint32_t block =
+            (static_cast<uint32_t>(first_row + row) * (a.k / 16) + column / 16) >> a.shift;
+        if (nested) {
+          code[i] = __ldg(w.scales.absmax_8bit + block);
+          high[i] = __ldg(w.scales.absmax2 + block / static_cast<uint32_t>(kNestedBlocksize));
+        } else {
+          high[i] = __ldg(w.scales.absmax + block);
+        }
+      }
+    }
+  };
+  const auto publish_scales = [&](int slot) {
+    auto* to = reinterpret_cast<float*>(shared + l.scales + slot * l.scale_slot);
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int row = (tid + i * kThreads) / kScales;
+      float value = high[i];
+      if (nested && code[i] < 256) {
+        value = __fadd_rn(__fmul_rn(map[code[i]], high[i]), offset);
+      }
+      to[row * l.scale_pitch + tid % kScales] = value;
+    }
+  };
+  static_assert(kThreads % kScales == 0);
+
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < stages) fetch_codes(s, s);
+  }
+  load_scales(0);
+  if (nested) {
+    if (tid < 256) map[tid] = __ldg(w.scales.absmax_code + tid);
+    offset = __ldg(w.scales.absmax_offset);
+  }
+  fill_pair_table<v.warps>(shared, a.table, warp, lane);
+  wait_for_previous_kernel();
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < stages) fetch_input(s, s);
+    commit_copies();
+  }
+  if (nested) __syncthreads();  // the map
+  publish_scales(0);
+  load_scales(1);
+
+  // ---- what a lane reads
+  const uint32_t bank = lane * 4;
+  const int tile_row = spread(g), token = token_of<kGranule>(g);
+  const uint8_t* const my_codes = shared + l.codes + (row_group * kTiles * 16 + tile_row) * 128;
+  const uint8_t* const my_inputs = shared + l.inputs + token * 128;
+  const float* const my_scales = reinterpret_cast<const float*>(shared + l.scales) +
+                                 (row_group * kTiles * 16 + tile_row) * l.scale_pitch;
+  float sums[kTiles][kGroups][4] = {};
+
+  int slot = 0;
+#pragma unroll 1
+  for (int stage = 0; stage < stages; ++stage) {
+    wait_copies<kStages - 2>();
+    __syncthreads();
+    const int ahead = stage + kStages - 1, free_slot = slot == 0 ? kStages - 1 : slot - 1;
+    if (ahead < stages) {
+      fetch_codes(ahead, free_slot);
+      fetch_input(ahead, free_slot);
+    }
+    commit_copies();
+    const int chunk = stage / kMidSm80ScaleStages, in_chunk = stage % kMidSm80ScaleStages;
+    if (in_chunk == kMidSm80ScaleStages - 1) {  // the next barrier shows them
+      publish_scales((chunk + 1) & 1);
+      load_scales(chunk + 2);
+    }
+    const uint8_t* codes = my_codes + slot * l.codes_stage;
+    const uint8_t* inputs = my_inputs + slot * l.inputs_stage;
+    const float* scales = my_scales + (chunk & 1) * (l.scale_slot / 4) + in_chunk * (kScales / 2);
+    if (++slot == kStages) slot = 0;
+
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const int block = slice * kBlocks + b;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        // Lane t's quarter of the granule: kGranule / 8 bytes of codes, kGranule / 2 of a token.
+        constexpr int kCodeBytes = kGranule / 8, kInputBytes = kGranule / 2;
+        const int code_at = block * 32 + part * (kGranule / 2) + t * kCodeBytes;
+        const int code_place = ((code_at >> 4 ^ tile_row) << 4) + (code_at & 15);
+        uint32_t fragment[kTiles][kSteps][4];
+        float scale[kTiles][2];
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {  // rows `tile_row` and + 8
+            uint32_t words[(kCodeBytes + 3) / 4];
+            read_words<kCodeBytes>(words, codes + (i * 16 + h * 8) * 128 + code_place);
+#pragma unroll
+            for (int byte = 0; byte < kCodeBytes; ++byte) {
+              fragment[i][byte / 2][byte % 2 * 2 + h] = *reinterpret_cast<const uint32_t*>(
+                  shared + __dp4a(words[byte / 4], 0x80u << (8 * (byte % 4)), bank));
+            }
+            scale[i][h] = scales[(i * 16 + h * 8) * l.scale_pitch + block * kParts + part];
+          }
+        }
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          uint32_t x[kSteps * 2];
+#pragma unroll
+          for (int q = 0; q < (kInputBytes + 15) / 16; ++q) {
+            const int input_at = part * (kGranule * 2) + t * kInputBytes + q * 16;
+            read_words<(kInputBytes < 16 ? kInputBytes : 16)>(
+                x + q * 4, inputs + block * (kTokens * 128) + group * (8 * 128) +
+                               ((input_at >> 4 ^ token) << 4) + (input_at & 15));
+          }
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) {
+            float p[4] = {};
+#pragma unroll
+            for (int s = 0; s < kSteps; ++s) {
+              const uint32_t(&f)[4] = fragment[i][s];
+              mma_16x8x16<T>(p, f[0], f[1], f[2], f[3], x[2 * s], x[2 * s + 1]);
+            }
+            float(&sum)[4] = sums[i][group];
+            sum[0] = fmaf(scale[i][0], p[0], sum[0]), sum[1] = fmaf(scale[i][0], p[1], sum[1]);
+            sum[2] = fmaf(scale[i][1], p[2], sum[2]), sum[3] = fmaf(scale[i][1], p[3], sum[3]);
+          }
+        }
+      }
+    }
+  }
+
+  // ---- sums of the slices, in the rings' memory
+  __syncthreads();
+  auto* const partial = reinterpret_cast<float*>(shared + l.codes);
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    float* to = partial + slice * kTokens * l.sum_pitch + (row_group * kTiles + i) * 16 + tile_row;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const float(&sum)[4] = sums[i][group];
+      float* one = to + (group * 8 + token_of<kGranule>(2 * t)) * l.sum_pitch;
+      float* two = to + (group * 8 + token_of<kGranule>(2 * t + 1)) * l.sum_pitch;
+      one[0] = sum[0], two[0] = sum[1], one[8] = sum[2], two[8] = sum[3];
+    }
+  }
+  __syncthreads();
+  constexpr int kQuads = kRows / 4;
+  T* output = static_cast<T*>(w.output);
+  for (int i = tid; i < tokens * kQuads; i += kThreads) {
+    const int row_token = i / kQuads, quad = i % kQuads, column = first_row + quad * 4;
+    if (column >= w.n) continue;
+    float values[4] = {};
+#pragma unroll
+    for (int s = 0; s < kSlices; ++s) {
+      const float4 part = *reinterpret_cast<const float4*>(
+          partial + (s * kTokens + row_token) * l.sum_pitch + quad * 4);
+      values[0] += part.x, values[1] += part.y, values[2] += part.z, values[3] += part.w;
+    }
+    alignas(8) T rounded[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float bias = column + j < w.n ? bias_at(w.bias, w.bias_dtype, column + j) : 0.0f;
+      rounded[j] = from_float<T>(values[j] + bias);
+    }
+    T* to = output + (first_token + row_token) * int64_t{w.n} + column;
+    if (w.vector_output) {
+      *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(rounded);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (column + j < w.n) to[j] = rounded[j];
+      }
+    }
+  }
+#else
+  __trap();  // made for an older architecture than the plan's: an error, not a wrong result
+#endif
+}
+
+/// The kernel of variant `variant`, one of kVariants.
+template <typename T, int... kVariants>
+Status run(int variant, std::integer_sequence<int, kVariants...>, const LaunchShape& shape,
+           const MidSm80Args& a, Stream stream) {
+  Status status = invalid_argument("the plan was made for another problem");
+  ((variant == kVariants ? void(status = launch(mid_sm80_kernel<T, kVariants>, shape, stream, a))
+                         : void()),
+   ...);
+  return status;
+}
+
+}  // namespace
+
+Status launch_mid_sm80(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* members,
+                       int32_t count, Stream stream) noexcept {
+  const int variant = plan.id - kMidSm80;
+  const Status mismatch = invalid_argument("the plan was made for another problem");
+  if (variant < 0 || variant >= kMidSm80VariantCount || !is_group(members, count)) return mismatch;
+  const MidSm80Variant& v = kMidSm80Variants[variant];
+  const Matmul4bitParams& p = members[0];
+  MidSm80Args a = {};
+  a.input = p.input;
+  a.input_stride = p.input_stride;
+  a.m = static_cast<int>(p.m);
+  a.k = static_cast<int>(p.k);
+  while ((int64_t{16} << a.shift) < p.blocksize) ++a.shift;
+  a.whole_reads = p.k % 32 == 0;
+  a.table = pair_table(p);
+  a.count = count;
+  int64_t blocks = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    const Matmul4bitParams& q = members[i];
+    if (!mid_sm80_applies(q) || v.granule > mid_sm80_granule(q)) return mismatch;
+    a.members[i] = {q.packed,
+                    q.scales,
+                    q.bias,
+                    q.output,
+                    static_cast<int>(q.n),
+                    static_cast<int>(blocks),
+                    q.bias_dtype,
+                    q.n % 4 == 0 && aligned(q.output, 8)};
+    blocks += ceil_div(q.n, mid_sm80_rows(v));
+  }
+  if (plan.grid_x != blocks || plan.grid_y != ceil_div(p.m, v.tokens) ||
+      plan.threads != v.warps * 32 || plan.shared_bytes < mid_sm80_layout(v).bytes) {
+    return mismatch;
+  }
+  const LaunchShape shape{plan.grid_x, plan.grid_y, plan.threads, plan.shared_bytes,
+                          p.programmatic_launch};
+  constexpr auto kAll = std::make_integer_sequence<int, kMidSm80VariantCount>{};
+  return p.dtype == DType::kFloat16 ? run<__half>(variant, kAll, shape, a, stream)
+                                    : run<__nv_bfloat16>(variant, kAll, shape, a, stream);
+}
+
+}  // namespace lowbit::kernels::cuda
