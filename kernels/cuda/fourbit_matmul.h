@@ -29,17 +29,25 @@ constexpr int general_tokens(int64_t m) noexcept { return m <= 1 ? 1 : m <= 4 ? 
 struct SmallVariant {
   int tokens;  ///< 1, 8 or 16
   int warps;
-  int stages;  ///< of 2 KB, a ring for every warp
-  int blocks;  ///< that share a multiprocessor
-  bool fine;   ///< a scale for every 32 columns instead of 64
+  int stages;   ///< of 2 KB, a ring for every warp
+  int blocks;   ///< that share a multiprocessor
+  bool fine;    ///< a scale for every 32 columns instead of 64
+  bool engine;  ///< the copy engine of sm_90 fetches the codes
   const char* name;
 };
-inline constexpr SmallVariant kSmallVariants[] = {
-    {1, 16, 3, 1, false, "small_1_w16_s3"},    {1, 16, 2, 1, false, "small_1_w16_s2"},
-    {1, 8, 3, 2, false, "small_1_w8_s3"},      {8, 16, 3, 1, false, "small_8_w16_s3"},
-    {8, 16, 2, 1, false, "small_8_w16_s2"},    {8, 8, 3, 2, false, "small_8_w8_s3"},
-    {16, 8, 3, 1, false, "small_16_w8_s3"},    {8, 8, 3, 1, true, "small_8_w8_s3_fine"},
-    {16, 8, 3, 1, true, "small_16_w8_s3_fine"}};
+inline constexpr SmallVariant kSmallVariants[] = {{1, 16, 3, 1, false, false, "small_1_w16_s3"},
+                                                  {1, 16, 2, 1, false, false, "small_1_w16_s2"},
+                                                  {1, 8, 3, 2, false, false, "small_1_w8_s3"},
+                                                  {8, 16, 3, 1, false, false, "small_8_w16_s3"},
+                                                  {8, 16, 2, 1, false, false, "small_8_w16_s2"},
+                                                  {8, 8, 3, 2, false, false, "small_8_w8_s3"},
+                                                  {16, 8, 3, 1, false, false, "small_16_w8_s3"},
+                                                  {8, 8, 3, 1, true, false, "small_8_w8_s3_fine"},
+                                                  {16, 8, 3, 1, true, false, "small_16_w8_s3_fine"},
+                                                  {1, 16, 2, 1, false, true, "small_1_w16_e"},
+                                                  {8, 16, 2, 1, false, true, "small_8_w16_e"},
+                                                  {1, 8, 3, 2, false, true, "small_1_w8_e"},
+                                                  {8, 8, 3, 2, false, true, "small_8_w8_e"}};
 inline constexpr int kSmallVariantCount = sizeof kSmallVariants / sizeof kSmallVariants[0];
 
 inline constexpr int kSmallRows = 16;      // of a tile
@@ -56,7 +64,8 @@ struct SmallLayout {
   int map = 0;        ///< the 256 values of nested scales
   int absmax2 = 0;
   int scales = 0;
-  int sums = 0;  ///< [warp][tile][16][sum_pitch]; before the first sum, the raw nested scales
+  int sums = 0;      ///< [warp][tile][16][sum_pitch]; before the first sum, the raw nested scales
+  int barriers = 0;  ///< of the rings
   int bytes = 0;
 };
 
@@ -80,7 +89,8 @@ constexpr SmallLayout small_layout(const SmallVariant& v, int64_t m, int64_t n, 
   l.scales = round_up(l.absmax2 + (nested ? (raw / kNestedBlocksize + 2) * 4 : 0), 16);
   l.sums = round_up(l.scales + rows * l.pitch * 4, 16);
   const int64_t sums = v.warps * rows * l.sum_pitch * 4;
-  l.bytes = round_up(l.sums + (sums > raw + 32 ? sums : raw + 32), 16);
+  l.barriers = round_up(l.sums + (sums > raw + 32 ? sums : raw + 32), 16);
+  l.bytes = l.barriers + (v.engine ? round_up(v.warps * v.stages * 8, 16) : 0);
   return l;
 }
 

@@ -7,9 +7,9 @@
 //    the block, so that the warps together read long runs of each row, and a warp's activations
 //    (the B operand) stay in registers from tile to tile. Slots that do not fill a phase are cut in
 //    equal runs, one a warp.
-//  * Every warp has a ring of stages of its own, filled by cp.async with the 16-byte chunks of row
-//  r
-//    at chunk ^ (r & 7): no barrier in the loop, no bank conflicts.
+//  * Every warp has a ring of stages of its own, filled by cp.async or (sm_90) by the copy engine,
+//    which takes fewer instructions, with the 16-byte chunks of row r at chunk ^ (r & 7): no
+//    barrier of blocks in the loop, no bank conflicts.
 //  * A byte of codes (neighbouring columns of one row) is one register of the A fragment. The sum
 //    over k may be taken in any order, so lane (g, t) reads 8 consecutive bytes of rows g and g + 8
 //    of each 64-column block, and the matching activations are 16 consecutive elements of x.
@@ -24,6 +24,8 @@
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/mma_sm80.cuh"
+#include "cuda/common/tensor_map.h"
+#include "cuda/common/tma_sm90.cuh"
 #include "cuda/fourbit_group.h"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_pairs.cuh"
@@ -33,6 +35,7 @@ namespace {
 
 /// One of the weights of a launch, and the blocks that make its outputs.
 struct SmallMember {
+  CUtensorMap codes;  // where the copy engine reads them
   const uint8_t* packed;
   BlockScales scales;
   const void* bias;
@@ -56,21 +59,21 @@ struct SmallArgs {
   SmallMember members[kMembers];
 };
 
-/// The pair of byte kByte of w.
+/// The pair of byte kByte of w; one instruction makes its address, bank + 128 * byte.
 template <int kByte>
 __device__ __forceinline__ uint32_t pair_of(const uint8_t* shared, uint32_t w, uint32_t bank) {
-  const uint32_t row = kByte == 0 ? w << 7 : w >> (8 * kByte - 7);
-  return *reinterpret_cast<const uint32_t*>(shared + ((row & 0x7f80u) | bank));
+  return *reinterpret_cast<const uint32_t*>(shared + __dp4a(w, 0x80u << (8 * kByte), bank));
 }
 
-template <typename T, int kMembers, int kTokens, int kWarps, int kStages, int kBlocks, bool kFine>
+template <typename T, int kMembers, int kTokens, int kWarps, int kStages, int kBlocks, bool kFine,
+          bool kEngine = false>
 __global__ void __launch_bounds__(kWarps * 32, kBlocks)
     small_kernel(const __grid_constant__ SmallArgs<kMembers> a) {
 #if __CUDA_ARCH__ >= 800
   constexpr bool kOne = kTokens == 1;
   constexpr int kGroups = (kTokens + 7) / 8;  // of eight tokens
   constexpr int kThreads = kWarps * 32;
-  extern __shared__ __align__(128) uint8_t shared[];
+  extern __shared__ __align__(1024) uint8_t shared[];
   const SmallLayout& l = a.layout;
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
   const uint32_t bank = lane * 4;
@@ -100,6 +103,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
   float* absmax2 = reinterpret_cast<float*>(shared + l.absmax2);
   float* scales = reinterpret_cast<float*>(shared + l.scales);
   uint8_t* raw = shared + l.sums;
+  const uint32_t barriers = shared_address(shared) + l.barriers + warp * kStages * 8;
 
   allow_next_kernel();
 
@@ -195,7 +199,16 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
     if (fetched < items) {
       const uint32_t to = ring_address + stage * kSmallStage;
       const uint8_t* source = weight.packed + from;
-      if (fetch_tile < whole_tiles && fetch_slot < whole_slots) {
+      if constexpr (kEngine) {
+#if __CUDA_ARCH__ >= 900
+        if (lane == 0) {
+          arrive_expecting(barriers + stage * 8, kSmallStage);
+          copy_tensor_2d(to, &weight.codes, fetch_slot * (kSmallColumns / 2),
+                         (tile0 + fetch_tile) * kSmallRows, barriers + stage * 8,
+                         evict_first_policy());
+        }
+#endif
+      } else if (fetch_tile < whole_tiles && fetch_slot < whole_slots) {
         copy_async(to + place0, source);
         copy_async(to + place1, source + 4 * row_bytes);
         copy_async(to + place0 + 1024, source + 8 * row_bytes);
@@ -223,8 +236,18 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
         place_fetch();
       }
     }
-    commit_copies();
+    if constexpr (!kEngine) commit_copies();
   };
+  if constexpr (kEngine) {
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0) {
+#pragma unroll
+      for (int s = 0; s < kStages; ++s) init_barrier(barriers + s * 8, 1);
+      publish_barriers();
+    }
+    __syncwarp();
+#endif
+  }
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) fetch(s);
 
@@ -236,7 +259,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
       absmax2[i] = __ldg(weight.scales.absmax2 + first_group + i);
     }
   }
-  wait_copies<kStages - 1>();
+  wait_copies<kEngine ? 0 : kStages - 1>();
   if (nested) {
     __syncthreads();  // the raw scales and their map are here
     const int in_group = static_cast<int>(first_scale % kNestedBlocksize);
@@ -260,6 +283,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
 
   // ---- items
   int slot = first_slot, tile = first_tile, stage = 0;
+  [[maybe_unused]] uint32_t parity = 0;
   bool reload = false;
   // The row of a tile that fragment row g stands for. 8-byte reads need the rows of a half-warp to
   // differ in the upper two bits of the swizzle; any order will do for the product.
@@ -290,11 +314,17 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks)
       reload = false;
       load_activations(slot);
     }
-    wait_copies<kStages - 2>();
+    if constexpr (kEngine) {
+#if __CUDA_ARCH__ >= 900
+      wait_barrier(barriers + stage * 8, parity);
+#endif
+    } else {
+      wait_copies<kStages - 2>();
+    }
     __syncwarp();
     fetch(stage == 0 ? kStages - 1 : stage - 1);
     const uint8_t* codes = ring + stage * kSmallStage;
-    if (++stage == kStages) stage = 0;
+    if (++stage == kStages) stage = 0, parity ^= 1;
 
     if constexpr (kOne) {
       const float scale_g = scale[0], scale_h = scale[8 * l.pitch];
@@ -445,6 +475,14 @@ Status run(int variant, const LaunchShape& shape, const SmallArgs<kMembers>& a, 
       return launch(small_kernel<T, kMembers, 8, 16, 2, 1, false>, shape, stream, a);
     case 5:
       return launch(small_kernel<T, kMembers, 8, 8, 3, 2, false>, shape, stream, a);
+    case 9:
+      return launch(small_kernel<T, kMembers, 1, 16, 2, 1, false, true>, shape, stream, a);
+    case 10:
+      return launch(small_kernel<T, kMembers, 8, 16, 2, 1, false, true>, shape, stream, a);
+    case 11:
+      return launch(small_kernel<T, kMembers, 1, 8, 3, 2, false, true>, shape, stream, a);
+    case 12:
+      return launch(small_kernel<T, kMembers, 8, 8, 3, 2, false, true>, shape, stream, a);
   }
   if constexpr (kMembers == 1) {
     switch (variant) {
@@ -475,7 +513,8 @@ Status launch_members(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* me
     const int64_t grid = count == 1 ? plan.grid_x : small_member_blocks(q, tiles);
     const SmallLayout layout = small_layout(v, q.m, q.n, q.k, q.blocksize, q.scales.nested(), grid);
     if (layout.bytes > a.layout.bytes) a.layout = layout;
-    a.members[i] = {q.packed,
+    a.members[i] = {{},
+                    q.packed,
                     q.scales,
                     q.bias,
                     q.output,
@@ -484,6 +523,12 @@ Status launch_members(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* me
                     layout.tiles_base,
                     layout.tiles_rest,
                     q.bias_dtype};
+    if (v.engine &&
+        !map_matrix(a.members[i].codes, CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_SWIZZLE_128B,
+                    q.packed, q.k / 2, q.n, q.k / 2, kSmallColumns / 2, kSmallRows,
+                    CU_TENSOR_MAP_L2_PROMOTION_L2_128B)) {
+      return unsupported("the CUDA driver refuses the tensor maps of this problem");
+    }
     blocks += grid;
   }
   if (blocks != plan.grid_x || a.layout.bytes > plan.shared_bytes ||

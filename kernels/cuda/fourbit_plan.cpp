@@ -107,8 +107,8 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
     return ceil_div(tiles, device.multiprocessors / kLargeCluster) * work + kLargeLaunchCycles;
   }
   // Blocks of a cluster lie in one group of multiprocessors: some are left over.
-  const int64_t places =
-      std::max(1, device.multiprocessors / (16 * kLargeCluster * plan.splits) * 16);
+  const int64_t places = std::max(
+      1, device.multiprocessors / (kLargeCluster * plan.splits) - (plan.splits == 2 ? 3 : 1));
   return ceil_div(tiles, places) * (work + kLargeExchangeCycles + kLargeLaunchCycles);
 }
 
@@ -171,6 +171,7 @@ Matmul4bitCudaPlan plan_small(const Matmul4bitParams& p, const DeviceProperties&
   plan.kernel = v.name;
   plan.id = kSmall + variant;
   plan.fused = p.m <= (little(p) ? kSmallFusedLittle : kSmallFused);
+  if (v.engine && device.compute_capability < 90) return plan;
   plan.threads = v.warps * 32;
   const int64_t tiles = ceil_div(p.n, kSmallRows);
   const int64_t wave = std::min<int64_t>(device.multiprocessors, tiles);

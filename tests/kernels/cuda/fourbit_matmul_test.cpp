@@ -35,6 +35,7 @@ TEST_F(CudaMatmul, EveryVariantOfTheSmallKernelAgrees) {
   if (real.compute_capability < 80) GTEST_SKIP() << "needs a CUDA GPU of sm_80";
   for (int variant = 0; variant < cuda::kSmallVariantCount; ++variant) {
     const cuda::SmallVariant& v = cuda::kSmallVariants[variant];
+    if (v.engine && real.compute_capability < 90) continue;
     int ran = 0;
     for (int i = 0; i < testing::rounds(40); ++i) {
       FourbitSpec spec =
@@ -82,7 +83,7 @@ TEST_F(CudaMatmul, EveryVariantOfTheMidKernelAgrees) {
       EXPECT_STATUS_OK(cuda::matmul_4bit(plan, p, Stream{}));
       const auto once = problem.output();
       const int64_t step = std::max<int64_t>(1, spec.m * spec.n * spec.k / 4'000'000);
-      ASSERT_TRUE(problem.check(once, 1, static_cast<int64_t>(rng_() % step), step));
+      ASSERT_TRUE(problem.check(once, v.scaled ? 2 : 1, static_cast<int64_t>(rng_() % step), step));
       problem.poison();
       EXPECT_STATUS_OK(cuda::matmul_4bit(plan, p, Stream{}));
       ASSERT_TRUE(problem.output() == once) << "results differ from launch to launch";

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cuda/fourbit_large.h"
+#include "cuda/fourbit_mid.h"
 #include "device_problem.h"
 
 namespace lowbit::kernels::testing {
@@ -62,7 +63,9 @@ class CudaMatmul : public ::testing::Test {
 
 /// Roundings of a weight to the product's dtype, as DeviceProblem::check asks for them.
 inline int roundings(const Matmul4bitCudaPlan& plan) {
-  return plan.id >= cuda::kLarge ? 2 : plan.id >= cuda::kSmall ? 1 : 0;
+  const int mid = plan.id - cuda::kMid;
+  const bool scaled = mid >= 0 && mid < cuda::kMidVariantCount && cuda::kMidVariants[mid].scaled;
+  return scaled || plan.id >= cuda::kLarge ? 2 : plan.id >= cuda::kSmall ? 1 : 0;
 }
 
 /// The device as its plans see it, and the same one taken for an sm_80, which runs the kernels
