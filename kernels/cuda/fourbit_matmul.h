@@ -44,9 +44,7 @@ inline constexpr SmallVariant kSmallVariants[] = {{1, 16, 3, 1, false, false, "s
                                                   {16, 8, 3, 1, false, false, "small_16_w8_s3"},
                                                   {8, 8, 3, 1, true, false, "small_8_w8_s3_fine"},
                                                   {16, 8, 3, 1, true, false, "small_16_w8_s3_fine"},
-                                                  {1, 16, 2, 1, false, true, "small_1_w16_e"},
                                                   {8, 16, 2, 1, false, true, "small_8_w16_e"},
-                                                  {1, 8, 3, 2, false, true, "small_1_w8_e"},
                                                   {8, 8, 3, 2, false, true, "small_8_w8_e"}};
 inline constexpr int kSmallVariantCount = sizeof kSmallVariants / sizeof kSmallVariants[0];
 

@@ -12,7 +12,8 @@
 //  a
 //    stage. The four lanes of a row read its 32 bytes at once; lane t needs byte t of every word
 //    (columns 8j + 2t and + 1), which one dp4a turns into the address of its pair in the table.
-//  * Up to 32 tokens, codes are multiplied unscaled; a block's sums are scaled in float32 as they
+//  * Up to 32 tokens, and 64 in r64, codes are multiplied unscaled; a block's sums are scaled in
+//  float32 as they
 //    are added up, so the scale is never rounded. For more tokens that would take more registers
 //    than there are: codes are scaled as in fourbit_matmul_large.cu. The next block is decoded
 //    while wgmma runs.
@@ -230,8 +231,7 @@ struct ScaleProducer {
 };
 
 template <typename T, int kVariant>
-__global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]),
-                                  kMidVariants[kVariant].blocks)
+__global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
     mid_kernel(const __grid_constant__ CUtensorMap codes_map,
                const __grid_constant__ CUtensorMap input_map, const __grid_constant__ MidArgs a) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]),
   __syncthreads();
 
   if (group == kGroups) {  // ---- producers
-    give_registers<kGroups == 4 || v.blocks == 2 ? 32 : 40>();
+    give_registers<kGroups == 4 ? 32 : 40>();
     const int warp = tid / 32 % 4;
     if (warp == 0) {
       if (lane == 0) {
@@ -333,7 +333,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]),
   }
 
   // ---- consumers
-  take_registers<kGroups == 4 ? 112 : v.blocks == 2 ? 104 : 232>();
+  take_registers<kGroups == 4 ? 112 : 232>();
   {
     // The first scales come from here: two warps would be as late as 2000 cycles.
     constexpr int kQuads = kRows * 4, kEach = ceil_div(kQuads, kConsumerThreads);
@@ -484,11 +484,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]),
   }
 
   // ---- sums of the slices, in the rings' memory
-#ifdef NORELAX
-  if (splits > 1) arrive_cluster();
-#else
   if (splits > 1) arrive_cluster_relaxed();
-#endif
   wait_for_previous_kernel();
   sync_group<kConsumers>(kConsumerThreads);
   auto* partial = reinterpret_cast<float*>(shared + l.weights);
@@ -598,10 +594,6 @@ Status run(int variant, const LaunchShape& shape, const CUtensorMap& codes,
       return launch(mid_kernel<T, 6>, shape, stream, codes, input, a);
     case 7:
       return launch(mid_kernel<T, 7>, shape, stream, codes, input, a);
-    case 8:
-      return launch(mid_kernel<T, 8>, shape, stream, codes, input, a);
-    case 9:
-      return launch(mid_kernel<T, 9>, shape, stream, codes, input, a);
   }
   return invalid_argument("the plan was made for another problem");
 }

@@ -476,12 +476,8 @@ Status run(int variant, const LaunchShape& shape, const SmallArgs<kMembers>& a, 
     case 5:
       return launch(small_kernel<T, kMembers, 8, 8, 3, 2, false>, shape, stream, a);
     case 9:
-      return launch(small_kernel<T, kMembers, 1, 16, 2, 1, false, true>, shape, stream, a);
-    case 10:
       return launch(small_kernel<T, kMembers, 8, 16, 2, 1, false, true>, shape, stream, a);
-    case 11:
-      return launch(small_kernel<T, kMembers, 1, 8, 3, 2, false, true>, shape, stream, a);
-    case 12:
+    case 10:
       return launch(small_kernel<T, kMembers, 8, 8, 3, 2, false, true>, shape, stream, a);
   }
   if constexpr (kMembers == 1) {

@@ -15,16 +15,14 @@ struct MidVariant {
   int row_groups;
   int slices;  ///< warpgroups that share a stage along K: each takes 4 / slices blocks of 64
   int weight_stages, input_stages;
-  int blocks;   ///< that share a multiprocessor: the next launch's start beside this one's end
   bool scaled;  ///< codes are scaled in 16 bits, not the products in float32
   const char* name;
 };
 inline constexpr MidVariant kMidVariants[] = {
-    {16, 2, 2, 3, 3, 1, false, "mid_16_r128"},   {32, 2, 2, 3, 3, 1, false, "mid_32_r128"},
-    {64, 2, 2, 3, 3, 1, true, "mid_64_r128"},    {128, 2, 1, 3, 2, 1, true, "mid_128_r128"},
-    {16, 1, 2, 4, 4, 1, false, "mid_16_r64"},    {32, 1, 2, 4, 3, 1, false, "mid_32_r64"},
-    {64, 1, 2, 4, 3, 1, true, "mid_64_r64"},     {128, 1, 2, 4, 2, 1, true, "mid_128_r64"},
-    {16, 1, 2, 4, 3, 2, false, "mid_16_r64_b2"}, {32, 1, 2, 4, 2, 2, false, "mid_32_r64_b2"}};
+    {16, 2, 2, 3, 3, false, "mid_16_r128"}, {32, 2, 2, 3, 3, false, "mid_32_r128"},
+    {64, 2, 2, 3, 3, true, "mid_64_r128"},  {128, 2, 1, 3, 2, true, "mid_128_r128"},
+    {16, 1, 2, 4, 4, false, "mid_16_r64"},  {32, 1, 2, 4, 3, false, "mid_32_r64"},
+    {64, 1, 2, 4, 3, false, "mid_64_r64"},  {128, 1, 2, 4, 2, true, "mid_128_r64"}};
 inline constexpr int kMidVariantCount = sizeof kMidVariants / sizeof kMidVariants[0];
 
 inline constexpr int kMidColumns = 256;    // of W in a stage

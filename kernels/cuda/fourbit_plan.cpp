@@ -38,18 +38,23 @@ Matmul4bitCudaPlan plan_general(const Matmul4bitParams& p) {
 /// The variants worth trying, best first (measured on an H200 at six shapes of Llama models).
 void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& device,
                         int (&order)[4]) {
-  enum { k1W16S3, k1W16S2, k1W8, k8W16S3, k8W16S2, k8W8, k16, k8Fine, k16Fine };
+  enum { k1W16S3, k1W16S2, k1W8, k8W16S3, k8W16S2, k8W8, k16, k8Fine, k16Fine, k8W16E, k8W8E };
   const auto choose = [&](int a, int b, int c, int d) {
     order[0] = a, order[1] = b, order[2] = c, order[3] = d;
   };
+  // Two launches share a multiprocessor, so that the next starts early; with a tile or none for
+  // each, more warps share K instead.
+  const bool early = little(p) && ceil_div(p.n, kSmallRows) > device.multiprocessors;
   if (p.blocksize == 32) {
     p.m <= 8 ? choose(k8Fine, -1, -1, -1) : choose(k16Fine, k8Fine, -1, -1);
   } else if (p.m > 8) {
     choose(k16, k8W16S2, k8W8, -1);
-  } else if (ceil_div(p.n, kSmallRows) <= device.multiprocessors) {
-    choose(k8W16S3, k8W16S2, k8W8, -1);  // a tile or none for each: more warps share K
+  } else if (device.compute_capability >= 90) {
+    early ? choose(k8W8E, k8W16E, k8W8, k8W16S2) : choose(k8W16E, k8W16S2, k8W8E, k8W8);
+  } else if (early) {
+    choose(k8W8, k8W16S2, -1, -1);
   } else if (little(p)) {
-    choose(k8W8, k8W16S2, -1, -1);  // two launches share a multiprocessor: the next starts early
+    choose(k8W16S3, k8W16S2, k8W8, -1);
   } else if (p.m == 1) {
     choose(k1W16S2, k1W16S3, k8W16S2, k8W8);
   } else {
@@ -57,10 +62,10 @@ void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& devic
   }
 }
 
-// The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by tokens; for a launch;
-// for the sums that a cluster exchanges. R64: the activations are read twice as often (tenths).
-constexpr int64_t kMidTileCycles[] = {135, 155, 205, 457};
-constexpr int64_t kMidNarrowTenths[] = {13, 12, 11, 9};
+// The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by rows and tokens; for
+// a launch; for the sums that a cluster exchanges. Measured:
+// benchmarks/results/h200_fourbit_matmul.md.
+constexpr int64_t kMidTileCycles[2][4] = {{178, 200, 260, 385}, {150, 178, 250, 405}};
 constexpr int64_t kMidLaunchCycles = 4500;
 constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
 constexpr int64_t kMidFrom = 9;  // tokens; the small kernel serves fewer
@@ -79,19 +84,18 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   // Blocks of a cluster lie in one group of multiprocessors: some are left over.
   const int64_t places = plan.splits <= 2 ? device.multiprocessors : device.multiprocessors * 7 / 8;
   const int64_t rounds = ceil_div(int64_t{plan.grid_x} * plan.grid_y, places);
-  return rounds * (tiles * kMidTileCycles[tokens] *
-                       (v.row_groups == 1 ? kMidNarrowTenths[tokens] : 10) / 10 +
-                   kMidLaunchCycles + (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
+  return rounds * (tiles * kMidTileCycles[v.row_groups - 1][tokens] + kMidLaunchCycles +
+                   (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
 }
 
 // The large-M kernel's time in cycles, all multiprocessors busy (H100): for 128 features x 64 of
 // depth, by variant; for the outputs of a tile; for a launch; for the sums of the parts of the
 // depth.
-constexpr int64_t kLargeBlockCycles[] = {600, 750, 880, 1000, 1100, 1200};
-constexpr int64_t kLargeBackwardBlockCycles[] = {750, 900, 1030, 1150, 1240, 1330};
+constexpr int64_t kLargeBlockCycles[] = {580, 715, 800, 975, 1045, 1200};
+constexpr int64_t kLargeBackwardBlockCycles[] = {775, 955, 1035, 1150, 1250, 1350};
 constexpr int64_t kLargeOutputCycles[] = {750, 1500, 1850, 2200, 2550, 2900};
 constexpr int64_t kLargeLaunchCycles = 4500;
-constexpr int64_t kLargeExchangeCycles = 3500;
+constexpr int64_t kLargeExchangeCycles[] = {0, 500, 5000};
 constexpr int64_t kLargeFrom = 65;  // tokens
 
 int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
@@ -109,7 +113,8 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   // Blocks of a cluster lie in one group of multiprocessors: some are left over.
   const int64_t places = std::max(
       1, device.multiprocessors / (kLargeCluster * plan.splits) - (plan.splits == 2 ? 3 : 1));
-  return ceil_div(tiles, places) * (work + kLargeExchangeCycles + kLargeLaunchCycles);
+  return ceil_div(tiles, places) *
+         (work + kLargeExchangeCycles[plan.splits / 2] + kLargeLaunchCycles);
 }
 
 /// Writing the weight out in 16 bits, then a library's product: two kernels at the speed of memory
@@ -224,9 +229,8 @@ Matmul4bitCudaPlan plan_mid(const Matmul4bitParams& p, const DeviceProperties& d
   plan.splits = splits;
   plan.grid_y = static_cast<int32_t>(ceil_div(p.m, v.tokens));
   plan.shared_bytes = mid_layout(v).bytes;
-  // A multiprocessor keeps 1 KB of each block for itself.
-  const bool fits = plan.shared_bytes <= (device.shared_bytes_per_block + 1024) / v.blocks - 1024 &&
-                    ceil_div(p.k, kMidColumns) >= splits;
+  const bool fits =
+      plan.shared_bytes <= device.shared_bytes_per_block && ceil_div(p.k, kMidColumns) >= splits;
   if (fits) plan.grid_x = static_cast<int32_t>(ceil_div(p.n, 64 * v.row_groups) * splits);
   return plan;
 }
@@ -289,7 +293,7 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
 Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& p,
                                                    const DeviceProperties& device) noexcept {
   if (p.m <= 0 || p.k <= 0) return {};
-  if (device.compute_capability == 90 && p.m > kGeneralFused && p.n > 0 && large_applies(p)) {
+  if (device.compute_capability == 90 && p.n > 0 && large_applies(p)) {
     const Matmul4bitCudaPlan large = best_large(p, device, true);
     if (large.grid_x > 0) return large;
   }

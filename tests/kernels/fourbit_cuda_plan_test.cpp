@@ -94,9 +94,11 @@ TEST(CudaMatmulPlan, ManyTokensAreFusedOnHopperAlone) {
     EXPECT_EQ(hopper, plan_matmul_4bit(problem(2048, 4096, 4096), device).fused);
     EXPECT_EQ(hopper, plan_matmul_4bit_backward_input(problem(2048, 4096, 4096), device).fused);
   }
-  // In 16 bits, writing the weight out is faster; in 32 bits that is twice as much to write.
+  // Without the tensor cores' kernel, writing the weight out in 16 bits is faster; in 32 bits that
+  // is twice as much to write.
   Matmul4bitParams one = problem(1, 4096, 4096);
-  EXPECT_FALSE(plan_matmul_4bit_backward_input(one, kHopper).fused);
+  EXPECT_TRUE(plan_matmul_4bit_backward_input(one, kHopper).fused);
+  EXPECT_FALSE(plan_matmul_4bit_backward_input(one, kAmpere).fused);
   one.dtype = DType::kFloat32;
   EXPECT_TRUE(plan_matmul_4bit_backward_input(one, kHopper).fused);
 }
