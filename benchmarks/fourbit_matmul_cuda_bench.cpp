@@ -401,11 +401,17 @@ int main(int argc, char** argv) {
             !cuda::large_applies(params(m, 0))) {
           continue;
         }
-        for (const int splits : {1, 2, 4}) {
-          const Matmul4bitCudaPlan plan = cuda::plan_large(params(m, 0), gpu, v, splits, backward);
-          if (plan.grid_x == 0 || (plan.id == chosen.id && splits == chosen.splits)) continue;
-          if (splits > 1 && plan.grid_x > 2 * gpu.multiprocessors) continue;
-          consider(plan, "~ ");
+        for (const int together : {2, 1}) {
+          for (const int splits : {1, 2, 4}) {
+            const Matmul4bitCudaPlan plan =
+                cuda::plan_large(params(m, 0), gpu, v, together, splits, backward);
+            if (plan.grid_x == 0 ||
+                (plan.id == chosen.id && together == chosen.together && splits == chosen.splits)) {
+              continue;
+            }
+            if (splits > 1 && plan.grid_x > 2 * gpu.multiprocessors) continue;
+            consider(plan, "~ ");
+          }
         }
       }
       for (int v = 0; variants && !backward && v < cuda::kMidSm80VariantCount; ++v) {

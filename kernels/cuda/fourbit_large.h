@@ -28,8 +28,7 @@ inline constexpr LargeVariant kLargeVariants[] = {
 inline constexpr int kLargeVariantCount = sizeof kLargeVariants / sizeof kLargeVariants[0];
 
 inline constexpr int kLargeFeatures = 128;
-inline constexpr int kLargeCluster = 2;  // blocks side by side, which share the activations: a pair
-inline constexpr int kLargeMaxSplits = 4;  // pairs of a cluster, which share the depth
+inline constexpr int kLargeMaxSplits = 4;  // of the depth, in a cluster
 inline constexpr int kLargeDepth = 256;    // of W in a stage
 inline constexpr int kLargeThreads = 384;
 inline constexpr int kLargePass = 64;  // tokens whose outputs are turned around together
@@ -66,9 +65,10 @@ constexpr LargeLayout large_layout(const LargeVariant& v) noexcept {
 
 /// Whether the large-M kernel can run the problem at all (on sm_90).
 bool large_applies(const Matmul4bitParams& p) noexcept;
-/// The plan for one variant and 1, 2 or 4 parts of the depth; grid_x = 0 if it does not fit.
+/// The plan for one variant, for `together` (1 or 2) blocks that share the activations, and for 1,
+/// 2 or 4 parts of the depth; grid_x = 0 if it does not fit.
 Matmul4bitCudaPlan plan_large(const Matmul4bitParams& p, const DeviceProperties& device,
-                              int variant, int splits, bool backward) noexcept;
+                              int variant, int together, int splits, bool backward) noexcept;
 
 #ifdef __CUDACC__
 Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, bool backward,

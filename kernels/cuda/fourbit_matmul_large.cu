@@ -2,11 +2,12 @@
 // and scaled into the registers of wgmma's A operand, the activations are its B operand.
 //
 //  * A block owns 128 features (columns of the output; N forward, K backward) and up to `tokens`
-//    tokens, a warpgroup 64 of the features. A cluster of two blocks side by side shares the
-//    activations: each loads half of a stage into both. Clusters go from tile to tile. Where the
-//    tiles are fewer than the multiprocessors, 2 or 4 such pairs are a cluster, each with a part of
-//    the depth (K forward, N backward), and add up some of the tokens each, in the order of the
-//    pairs: results repeat bit for bit.
+//    tokens, a warpgroup 64 of the features. Two blocks side by side, a pair, share the
+//    activations: each loads half of a stage into both. Pairs go from tile to tile. Where the tiles
+//    are fewer than the multiprocessors, 2 or 4 pairs (or blocks alone: of clusters of four, 30
+//    find room on 132 multiprocessors, of two 66) each take a part of the depth (K forward, N
+//    backward), and add up some of the tokens each, in the order of the parts: results repeat bit
+//    for bit.
 //  * A producer warpgroup feeds the other two: one thread copies the packed codes as they lie in
 //    memory, 256 of depth at a time, one the activations (64 at a time, a ring of their own, so
 //    that the weight starts before the previous kernel has ended), two warps bring the scales.
@@ -45,7 +46,7 @@ struct LargeArgs {
   int shift;       // log2 of the columns of a scale, over 64
   int stages;      // of depth: of every part, and one more for the first `rest` parts
   int rest;
-  int log_splits;
+  int log_pair, log_splits;
   int feature_tiles, token_tiles;
   bool vector_output;  // eight outputs of a token may be stored at once
   bool vector_scales;  // the scales of two (backward) or four chunks may be read at once
@@ -208,8 +209,8 @@ struct ScaleProducer {
 /// Adds up the sums of the parts of the depth: every block those of its share of the tokens, in the
 /// order of the parts. `buffer` is the rings' memory, which nobody needs any more.
 template <int kSplits, int kSums>
-__device__ __forceinline__ void exchange(float (&sums)[kSums], uint32_t buffer, int rank, int split,
-                                         int tid) {
+__device__ __forceinline__ void exchange(float (&sums)[kSums], uint32_t buffer, int pair, int rank,
+                                         int split, int tid) {
   constexpr int kQuads = kSums / kSplits / 4;  // of a thread and a share
   arrive_cluster_relaxed();
   wait_cluster();
@@ -217,7 +218,7 @@ __device__ __forceinline__ void exchange(float (&sums)[kSums], uint32_t buffer, 
   for (int s = 0; s < kSplits; ++s) {
     if (s == split) continue;
     const uint32_t to =
-        peer_address(buffer, s * kLargeCluster + rank) + (split * kQuads * kConsumers + tid) * 16;
+        peer_address(buffer, s * pair + rank) + (split * kQuads * kConsumers + tid) * 16;
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
       const float* v = sums + (s * kQuads + i) * 4;
@@ -265,10 +266,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32 % 4;
   // The compiler must see that a warpgroup takes one branch.
   const int group = __shfl_sync(0xffffffffu, tid / 128, 0);
-  const int rank = blockIdx.x % kLargeCluster;  // of the pair
-  const int split = blockIdx.x / kLargeCluster & ((1 << a.log_splits) - 1);
-  const int first_tile = blockIdx.x / kLargeCluster >> a.log_splits;
-  const int clusters = gridDim.x / kLargeCluster >> a.log_splits;
+  const int pair = 1 << a.log_pair, rank = blockIdx.x & (pair - 1);
+  const int split = blockIdx.x >> a.log_pair & ((1 << a.log_splits) - 1);
+  const int first_tile = blockIdx.x >> (a.log_pair + a.log_splits);
+  const int clusters = gridDim.x >> (a.log_pair + a.log_splits);
   const int stages = a.stages + (split < a.rest);
   const int first_stage = split * a.stages + min(split, a.rest);
   const int tiles = a.feature_tiles * a.token_tiles;
@@ -281,7 +282,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
     }
     for (int s = 0; s < v.input_stages; ++s) {
       init_barrier(full(input_barriers, s), 1);
-      init_barrier(empty(input_barriers, s), kLargeCluster * kConsumers / 32);
+      init_barrier(empty(input_barriers, s), pair * kConsumers / 32);
     }
     publish_barriers();
   }
@@ -297,7 +298,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
         Slot slot{0, 1};
 #pragma unroll 1
         for (int i = first_tile; i < tiles; i += clusters) {
-          const int feature = (tile_at(a, i).feature * kLargeCluster + rank) * kLargeFeatures;
+          const int feature = (tile_at(a, i).feature * pair + rank) * kLargeFeatures;
 #pragma unroll 1
           for (int stage = 0; stage < stages; ++stage) {
             const uint32_t barrier = full(weight_barriers, slot.index);
@@ -314,10 +315,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       if (lane == 0) {
         wait_for_previous_kernel();
         Slot slot{0, 1};
-        const uint32_t half = base + l.inputs + rank * (l.input_stage / kLargeCluster);
+        const uint32_t half = base + l.inputs + rank * (l.input_stage >> a.log_pair);
 #pragma unroll 1
         for (int i = first_tile; i < tiles; i += clusters) {
-          int token = tile_at(a, i).token * kTokens + rank * (kTokens / kLargeCluster);
+          int token = tile_at(a, i).token * kTokens + rank * (kTokens >> a.log_pair);
           if (token >= a.m) token = 0;  // any will do, and a box of nothing but zeros is slow
 #pragma unroll 1
           for (int block = 0; block < stages * 4; ++block) {
@@ -326,7 +327,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
             arrive_expecting(barrier, l.input_stage);
             copy_tensor_2d_to_all(half + slot.index * l.input_stage, &input_map,
                                   first_stage * kLargeDepth + block * 64, token, barrier,
-                                  ((1 << kLargeCluster) - 1) << (split * kLargeCluster));
+                                  ((1 << pair) - 1) << (split * pair));
             slot.next(v.input_stages);
           }
         }
@@ -342,7 +343,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       Slot slot{0, 1};
 #pragma unroll 1
       for (int i = first_tile; i < tiles; i += clusters) {
-        const int feature = (tile_at(a, i).feature * kLargeCluster + rank) * kLargeFeatures;
+        const int feature = (tile_at(a, i).feature * pair + rank) * kLargeFeatures;
 #pragma unroll 1
         for (int stage = 0; stage < stages; ++stage) {
           wait_barrier(empty(weight_barriers, slot.index), slot.parity);
@@ -369,8 +370,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
         keep(base + l.scales + (kBackward ? group * 1024 + t * 16 : row * 16));
     const uint64_t operand = swizzled_operand(base + l.inputs);
     // Lanes 0 and 1 free a stage of the activations in both blocks.
-    const uint32_t release_at = keep(peer_address(
-        empty(input_barriers, 0), split * kLargeCluster + (lane < kLargeCluster ? lane : 0)));
+    const uint32_t release_at =
+        keep(peer_address(empty(input_barriers, 0), split * pair + (lane < pair ? lane : 0)));
     const uint32_t outputs = base + l.outputs + group * kLargePass * 128;
 
     struct Block {
@@ -461,7 +462,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           }
           fetch(q, weight.index, (b + 1) % 4);
           wait_products<1>();
-          if (lane < kLargeCluster && stage + b != 0) arrive_at_peer(done);
+          if (lane < pair && stage + b != 0) arrive_at_peer(done);
           done = release_at + input.index * 16;
           input.next(v.input_stages);
           decode(fragments[(b + 1) % 2], q, weight.index, (b + 1) % 4);
@@ -472,12 +473,12 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       }
       wait_products<0>();
       pin(sums);
-      if (lane < kLargeCluster) arrive_at_peer(done);
-      if (a.log_splits == 1) exchange<2>(sums, base + l.codes, rank, split, tid);
-      if (a.log_splits == 2) exchange<4>(sums, base + l.codes, rank, split, tid);
+      if (lane < pair) arrive_at_peer(done);
+      if (a.log_splits == 1) exchange<2>(sums, base + l.codes, pair, rank, split, tid);
+      if (a.log_splits == 2) exchange<4>(sums, base + l.codes, pair, rank, split, tid);
 
       // ---- outputs: turned around in shared memory to rows of 64 features of a token
-      const int first_feature = (tile.feature * kLargeCluster + rank) * kLargeFeatures + group * 64;
+      const int first_feature = (tile.feature * pair + rank) * kLargeFeatures + group * 64;
       float bias[2] = {};
       if constexpr (!kBackward) {
 #pragma unroll
@@ -589,13 +590,16 @@ Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, b
   const LargeVariant& v = kLargeVariants[variant];
   const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
   LargeArgs a = {};
-  a.feature_tiles = static_cast<int>(ceil_div(features, kLargeFeatures * kLargeCluster));
+  const int pair = plan.together;
+  if (pair != 1 && pair != 2) return invalid_argument("the plan was made for another problem");
+  a.log_pair = pair / 2;
+  a.feature_tiles = static_cast<int>(ceil_div(features, kLargeFeatures * pair));
   a.token_tiles = static_cast<int>(ceil_div(p.m, v.tokens));
   while (a.log_splits < 2 && 1 << a.log_splits < plan.splits) ++a.log_splits;
-  const int64_t blocks = int64_t{kLargeCluster} * plan.splits * a.feature_tiles * a.token_tiles;
+  const int64_t blocks = int64_t{pair} * plan.splits * a.feature_tiles * a.token_tiles;
   const int64_t stages = ceil_div(depth, kLargeDepth);
   if (plan.splits != 1 << a.log_splits || v.tokens / plan.splits % 16 != 0 ||
-      stages < plan.splits || plan.grid_x < kLargeCluster || plan.grid_x % kLargeCluster != 0 ||
+      stages < plan.splits || plan.grid_x < pair || plan.grid_x % pair != 0 ||
       (plan.splits == 1 ? plan.grid_x > blocks : plan.grid_x != blocks) || plan.grid_y != 1 ||
       plan.threads != kLargeThreads || plan.shared_bytes < large_layout(v).bytes) {
     return invalid_argument("the plan was made for another problem");
@@ -627,12 +631,11 @@ Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, b
       // The stride of a single row means nothing, but must be a valid one.
       !map_matrix(input, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                   CU_TENSOR_MAP_SWIZZLE_128B, p.input, depth, p.m,
-                  2 * (p.m > 1 ? p.input_stride : round_up(depth, 8)), 64,
-                  v.tokens / kLargeCluster)) {
+                  2 * (p.m > 1 ? p.input_stride : round_up(depth, 8)), 64, v.tokens / pair)) {
     return unsupported("the CUDA driver refuses the tensor maps of this problem");
   }
   LaunchShape shape{plan.grid_x, 1, plan.threads, plan.shared_bytes, p.programmatic_launch};
-  shape.cluster = kLargeCluster * plan.splits;
+  shape.cluster = pair * plan.splits;
   if (backward) {
     return half ? run<__half, true>(variant, shape, codes, input, a, stream)
                 : run<__nv_bfloat16, true>(variant, shape, codes, input, a, stream);

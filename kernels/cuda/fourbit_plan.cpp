@@ -69,8 +69,6 @@ constexpr int64_t kMidTileCycles[2][4] = {{178, 200, 260, 385}, {150, 178, 250, 
 constexpr int64_t kMidLaunchCycles = 4500;
 constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
 constexpr int64_t kMidFrom = 9;  // tokens; the small kernel serves fewer
-// Tokens, in passes of 128; the fourth pass makes it as slow as dequantizing (14336 x 4096).
-constexpr int64_t kMidFused = 384;
 // Clusters of eight were never the fastest: few of them find room at a time.
 constexpr int kMidSplitsTried = 4;
 
@@ -88,9 +86,10 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                    (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
 }
 
-// The large-M kernel's time in cycles, all multiprocessors busy (H100): for 128 features x 64 of
-// depth, by variant; for the outputs of a tile; for a launch; for the sums of the parts of the
-// depth.
+// The large-M kernel's time in cycles (H200): for 128 features x 64 of depth, by variant, and at
+// least for the activations that a block does not share; for the outputs of a tile; for a launch;
+// for the sums of 1, 2 or 4 parts of the depth. Measured:
+// benchmarks/results/h200_fourbit_matmul.md.
 constexpr int64_t kLargeBlockCycles[] = {580, 715, 800, 975, 1045, 1200};
 constexpr int64_t kLargeBackwardBlockCycles[] = {775, 955, 1035, 1150, 1250, 1350};
 constexpr int64_t kLargeOutputCycles[] = {750, 1500, 1850, 2200, 2550, 2900};
@@ -98,50 +97,52 @@ constexpr int64_t kLargeLaunchCycles = 4500;
 constexpr int64_t kLargeExchangeCycles[] = {0, 500, 5000};
 constexpr int64_t kLargeFrom = 65;  // tokens
 
+/// Clusters that find room at a time: they lie in one group of multiprocessors each.
+int64_t cluster_places(int64_t blocks, const DeviceProperties& device) {
+  const int64_t most = device.multiprocessors / blocks;
+  return blocks <= 2 ? most : std::max<int64_t>(1, most - (blocks == 4 ? 3 : 1));
+}
+
 int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                      const DeviceProperties& device, bool backward) {
   const int variant = plan.id - kLarge;
+  const int64_t tokens = kLargeVariants[variant].tokens;
   const int64_t block = (backward ? kLargeBackwardBlockCycles : kLargeBlockCycles)[variant];
   const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
-  const int64_t tiles = ceil_div(features, kLargeFeatures * kLargeCluster) *
-                        ceil_div(p.m, kLargeVariants[variant].tokens);
+  const int64_t tiles = ceil_div(features, kLargeFeatures * plan.together) * ceil_div(p.m, tokens);
   const int64_t work = ceil_div(ceil_div(depth, kLargeDepth), plan.splits) * 4 * block +
                        kLargeOutputCycles[variant] / plan.splits;
-  if (plan.splits == 1) {
-    return ceil_div(tiles, device.multiprocessors / kLargeCluster) * work + kLargeLaunchCycles;
-  }
-  // Blocks of a cluster lie in one group of multiprocessors: some are left over.
-  const int64_t places = std::max(
-      1, device.multiprocessors / (kLargeCluster * plan.splits) - (plan.splits == 2 ? 3 : 1));
-  return ceil_div(tiles, places) *
-         (work + kLargeExchangeCycles[plan.splits / 2] + kLargeLaunchCycles);
+  const int64_t rounds =
+      ceil_div(tiles, cluster_places(int64_t{plan.together} * plan.splits, device));
+  // Without a split, blocks go from tile to tile in one launch.
+  if (plan.splits == 1) return rounds * work + kLargeLaunchCycles;
+  return rounds * (work + kLargeExchangeCycles[plan.splits / 2] + kLargeLaunchCycles);
 }
 
 /// Writing the weight out in 16 bits, then a library's product: two kernels at the speed of memory
 /// or of the tensor cores.
-int64_t library_cycles(const Matmul4bitParams& p, const DeviceProperties& device) {
-  const int64_t weights = p.n * p.k;
+int64_t library_cycles(const Matmul4bitParams& p, const DeviceProperties& device, bool backward) {
+  const int64_t weights = p.n * p.k, rate = backward ? 1765 : 1500;
   return weights * 13 / 12'000 +
-         std::max(weights / 1300, p.m * weights / (int64_t{device.multiprocessors} * 1640)) +
-         16'000;
+         std::max(weights / 1300, p.m * weights / (device.multiprocessors * rate)) + 16'000;
 }
 
 /// The instance with the least estimated time.
 Matmul4bitCudaPlan best_large(const Matmul4bitParams& p, const DeviceProperties& device,
                               bool backward) {
   Matmul4bitCudaPlan best;
+  int64_t least = 0;
   for (int variant = 0; variant < kLargeVariantCount; ++variant) {
-    for (int splits = 1; splits <= kLargeMaxSplits; splits *= 2) {
-      const Matmul4bitCudaPlan plan = plan_large(p, device, variant, splits, backward);
-      if (plan.grid_x > 0 && (best.grid_x == 0 || large_cycles(plan, p, device, backward) <
-                                                      large_cycles(best, p, device, backward))) {
-        best = plan;
+    for (const int together : {2, 1}) {
+      for (int splits = 1; splits <= kLargeMaxSplits; splits *= 2) {
+        const Matmul4bitCudaPlan plan = plan_large(p, device, variant, together, splits, backward);
+        if (plan.grid_x == 0) continue;
+        const int64_t cycles = large_cycles(plan, p, device, backward);
+        if (best.grid_x == 0 || cycles < least) best = plan, least = cycles;
       }
     }
   }
-  if (best.grid_x > 0) {
-    best.fused = large_cycles(best, p, device, backward) <= library_cycles(p, device);
-  }
+  if (best.grid_x > 0) best.fused = least <= library_cycles(p, device, backward);
   return best;
 }
 
@@ -224,7 +225,6 @@ Matmul4bitCudaPlan plan_mid(const Matmul4bitParams& p, const DeviceProperties& d
   Matmul4bitCudaPlan plan;
   plan.kernel = v.name;
   plan.id = kMid + variant;
-  plan.fused = p.m <= kMidFused;
   plan.threads = mid_threads(v);
   plan.splits = splits;
   plan.grid_y = static_cast<int32_t>(ceil_div(p.m, v.tokens));
@@ -243,24 +243,26 @@ bool large_applies(const Matmul4bitParams& p) noexcept {
 }
 
 Matmul4bitCudaPlan plan_large(const Matmul4bitParams& p, const DeviceProperties& device,
-                              int variant, int splits, bool backward) noexcept {
+                              int variant, int together, int splits, bool backward) noexcept {
   const LargeVariant& v = kLargeVariants[variant];
   Matmul4bitCudaPlan plan;
   plan.kernel = backward ? v.backward_name : v.name;
   plan.id = kLarge + variant;
   plan.threads = kLargeThreads;
   plan.shared_bytes = large_layout(v).bytes;
+  plan.together = together;
   plan.splits = splits;
+  const int64_t blocks = int64_t{together} * splits;
   const int64_t tiles =
-      ceil_div(backward ? p.k : p.n, kLargeFeatures * kLargeCluster) * ceil_div(p.m, v.tokens);
+      ceil_div(backward ? p.k : p.n, kLargeFeatures * together) * ceil_div(p.m, v.tokens);
   if (plan.shared_bytes > device.shared_bytes_per_block) return plan;
   if (splits == 1) {
     // The two multiprocessors of a pair are neighbours: no pair lacks room.
     plan.grid_x = static_cast<int32_t>(
-        kLargeCluster * std::min<int64_t>(tiles, device.multiprocessors / kLargeCluster));
+        blocks * std::min<int64_t>(tiles, std::max<int64_t>(1, device.multiprocessors / blocks)));
   } else if (ceil_div(backward ? p.n : p.k, kLargeDepth) >= splits && v.tokens / splits % 16 == 0 &&
              tiles <= device.multiprocessors) {
-    plan.grid_x = static_cast<int32_t>(kLargeCluster * splits * tiles);
+    plan.grid_x = static_cast<int32_t>(blocks * tiles);
   }
   return plan;
 }
@@ -271,7 +273,12 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
   // wgmma is a matter of sm_90a alone.
   if (device.compute_capability == 90 && p.k > 0 && p.m >= kMidFrom) {
     Matmul4bitCudaPlan mid, large;
-    if (mid_applies(p)) mid = best_mid(p, device);
+    if (mid_applies(p)) {
+      mid = best_mid(p, device);
+      if (mid.grid_x > 0) {
+        mid.fused = mid_cycles(mid, p, device) <= library_cycles(p, device, false);
+      }
+    }
     if (p.m >= kLargeFrom && large_applies(p)) large = best_large(p, device, false);
     if (large.grid_x > 0 &&
         (mid.grid_x == 0 || large_cycles(large, p, device, false) < mid_cycles(mid, p, device))) {

@@ -92,7 +92,9 @@ TEST(CudaMatmulPlan, ManyTokensAreFusedOnHopperAlone) {
   for (const bool hopper : {false, true}) {
     const DeviceProperties& device = hopper ? kHopper : kAmpere;
     EXPECT_EQ(hopper, plan_matmul_4bit(problem(2048, 4096, 4096), device).fused);
-    EXPECT_EQ(hopper, plan_matmul_4bit_backward_input(problem(2048, 4096, 4096), device).fused);
+    EXPECT_EQ(hopper, plan_matmul_4bit_backward_input(problem(128, 4096, 4096), device).fused);
+    // Backward, more work for a weight: of many tokens the library makes up for writing it out.
+    EXPECT_FALSE(plan_matmul_4bit_backward_input(problem(2048, 4096, 4096), device).fused);
   }
   // Without the tensor cores' kernel, writing the weight out in 16 bits is faster; in 32 bits that
   // is twice as much to write.
@@ -256,7 +258,7 @@ TEST(CudaMatmulPlan, EveryProblemHasAPlanThatApplies) {
             ASSERT_LT(plan.id, kLarge + kLargeVariantCount);
             ASSERT_TRUE(plan.splits > 1 || plan.grid_x <= device.multiprocessors);
             ASSERT_LE(plan.splits, kLargeMaxSplits);
-            ASSERT_EQ(0, plan.grid_x % (kLargeCluster * plan.splits));
+            ASSERT_EQ(0, plan.grid_x % (plan.together * plan.splits));
           } else if (plan.id >= kMid) {
             ASSERT_TRUE(mid_applies(p));
             ASSERT_LT(plan.id, kMid + kMidVariantCount);
@@ -323,7 +325,7 @@ TEST(CudaMatmulPlan, SharedMemoryHoldsEveryPart) {
     EXPECT_GE(l.codes, 256 * 128);
     EXPECT_GE(l.inputs, l.codes + v.weight_stages * l.codes_stage);
     EXPECT_GE(l.outputs, l.inputs + v.input_stages * v.tokens * 128);
-    EXPECT_EQ(0, v.tokens % (8 * kLargeCluster) + v.tokens % (kLargePass / 2));
+    EXPECT_EQ(0, v.tokens % 16 + v.tokens % (kLargePass / 2));
     EXPECT_GE(l.scales, l.outputs + kLargeThreads / 128 * kLargePass * 64);
     EXPECT_GE(l.barriers, l.map + 1024);
     EXPECT_EQ(0, l.codes % 1024 + l.inputs % 1024 + l.outputs % 128 + l.scales % 16);

@@ -45,11 +45,13 @@ class CudaMatmulLarge : public ::testing::Test {
   /// A plan of the variant for 1, 2 or 4 parts of the depth, as many as there can be.
   Matmul4bitCudaPlan any_plan(const Matmul4bitParams& p, const DeviceProperties& device,
                               int variant, bool backward) {
+    const int together = pick({1, 2});
     for (int splits = pick({1, 2, 4}); splits > 1; splits /= 2) {
-      const Matmul4bitCudaPlan plan = cuda::plan_large(p, device, variant, splits, backward);
+      const Matmul4bitCudaPlan plan =
+          cuda::plan_large(p, device, variant, together, splits, backward);
       if (plan.grid_x > 0) return plan;
     }
-    return cuda::plan_large(p, device, variant, 1, backward);
+    return cuda::plan_large(p, device, variant, together, 1, backward);
   }
   /// With few multiprocessors a cluster goes through many tiles.
   DeviceProperties any_device() {
@@ -175,8 +177,8 @@ TEST_F(CudaMatmulLarge, TenThousandLaunchesGiveTheSameBits) {
     Matmul4bitParams p = backward ? gradient.params(problem) : problem.params();
     DeviceProperties device = device_;
     device.multiprocessors = 4;  // two clusters, several tiles for each
-    const Matmul4bitCudaPlan plans[] = {cuda::plan_large(p, device, 0, 1, backward),
-                                        cuda::plan_large(p, device_, 0, 2, backward)};
+    const Matmul4bitCudaPlan plans[] = {cuda::plan_large(p, device, 0, 2, 1, backward),
+                                        cuda::plan_large(p, device_, 0, 1, 2, backward)};
     ASSERT_EQ(plans[1].splits, 2);
     Bytes first[2], now(spec.m * 320 * 2);
     for (int i = 0; i < testing::rounds(10'000); ++i) {
@@ -215,8 +217,8 @@ TEST_F(CudaMatmulLarge, StreamsAndGraphsDoNotDisturbEachOther) {
         p.input = input;
         p.programmatic_launch = early;
         const bool backward = (i + s) % 2 == 1;
-        const Matmul4bitCudaPlan plan =
-            cuda::plan_large(p, device_, (i + s) % cuda::kLargeVariantCount, 1 + i % 2, backward);
+        const Matmul4bitCudaPlan plan = cuda::plan_large(
+            p, device_, (i + s) % cuda::kLargeVariantCount, 2 - i / 2 % 2, 1 + i % 2, backward);
         EXPECT_STATUS_OK(backward ? cuda::matmul_4bit_backward_input(plan, p, Stream{streams[s]})
                                   : cuda::matmul_4bit(plan, p, Stream{streams[s]}));
         input = p.output;

@@ -144,6 +144,7 @@ struct Matmul4bitCudaPlan {
   int32_t grid_x = 0, grid_y = 1;  ///< thread blocks; 0 for an empty problem
   int32_t threads = 0;             ///< of a block
   int32_t splits = 1;              ///< slices of the sum that meet in the workspace
+  int32_t together = 1;            ///< blocks that share the activations
   int32_t members = 1;             ///< weights of one launch
   int64_t shared_bytes = 0;        ///< dynamic shared memory of a block
   int64_t workspace_bytes = 0;     ///< Matmul4bitParams::workspace
