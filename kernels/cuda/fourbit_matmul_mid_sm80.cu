@@ -14,7 +14,8 @@
 //  * Scales come as float32 through registers, two stages at a time, nested ones decoded; cp.async
 //    cannot copy a byte.
 //  * Several weights over one input run in one launch: a block belongs to one of them.
-//  * Rows behind N, columns behind K and tokens behind M arrive as zeros, with zero scales.
+//  * Half of the warps fetch the next stage before they multiply and half after: the loads of one
+//    overlap with the products of the other.
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/mma_sm80.cuh"
@@ -40,9 +41,8 @@ struct MidSm80Args {
   const void* input;
   int64_t input_stride;
   int m, k;
-  int shift;         // log2 of the blocksize over 16
-  bool whole_reads;  // rows of codes begin at multiples of 16 bytes
-  int count;         // of members
+  int shift;  // log2 of the blocksize over 16
+  int count;  // of members
   PairTable table;
   Member members[kMatmulGroupMost];
 };
@@ -82,6 +82,8 @@ __global__ void __launch_bounds__(kMidSm80Variants[kVariant].warps * 32, 1)
   constexpr int kBlocks = 4 / kSlices;  // of 64 columns, of a stage, for a warp
   constexpr int kGranule = v.granule, kParts = 64 / kGranule, kSteps = kGranule / 16;
   constexpr int kGroups = kTokens / 8;
+  // Groups of tokens whose products take turns: a warp waits for each step of one chain.
+  constexpr int kChains = kGroups < 4 || v.warps == 16 ? 2 : 4;
   static_assert(kRows % 32 == 0 && 4 % kSlices == 0 && kThreads % 256 == 0);
   extern __shared__ __align__(128) uint8_t shared[];
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
@@ -98,30 +100,38 @@ __global__ void __launch_bounds__(kMidSm80Variants[kVariant].warps * 32, 1)
   const int first_token = blockIdx.y * kTokens, tokens = min(kTokens, a.m - first_token);
   const int stages = (a.k + kMidSm80Columns - 1) / kMidSm80Columns;
 
+  // What lies behind the last row, token or column is read from a place that exists: only the
+  // activations behind K must be zeros, the others meet those or are never stored.
+
   // ---- codes: 16 bytes of a row at chunk ^ (row & 7) of its 128
   constexpr int kCodeCopies = kRows * 8 / kThreads, kCodeRows = kThreads / 8;
   const int code_row = tid / 8, code_chunk = tid % 8;
-  const uint32_t row_bytes = a.k / 2;
-  const uint8_t* code_from =
-      w.packed + (static_cast<uint32_t>(first_row + code_row) * row_bytes + code_chunk * 16);
+  uint32_t code_from[kCodeCopies];
+#pragma unroll
+  for (int i = 0; i < kCodeCopies; ++i) {
+    const int row = min(code_row + i * kCodeRows, rows - 1);
+    code_from[i] = static_cast<uint32_t>(first_row + row) * (a.k / 2);
+  }
   const uint32_t code_to =
       shared_address(shared) + l.codes + code_row * 128 + ((code_chunk ^ (code_row & 7)) << 4);
   const auto fetch_codes = [&](int stage, int slot) {
     const int column = stage * kMidSm80Columns + code_chunk * 32;
+    const uint32_t to = code_to + slot * l.codes_stage;
+    // Rows begin at multiples of 16 bytes, or of 8.
+    if constexpr (kGranule >= 32) {
+      const uint8_t* from = w.packed + (column < a.k ? column / 2 : 0);
 #pragma unroll
-    for (int i = 0; i < kCodeCopies; ++i) {
-      const bool inside = code_row + i * kCodeRows < rows;
-      const uint8_t* from = code_from + static_cast<uint32_t>(i * kCodeRows) * row_bytes +
-                            stage * (kMidSm80Columns / 2);
-      const uint32_t to = code_to + slot * l.codes_stage + i * (kCodeRows * 128);
-      if (a.whole_reads) {
-        const bool valid = inside && column < a.k;
-        copy_async(to, valid ? from : w.packed, valid ? 16 : 0);
-      } else {
+      for (int i = 0; i < kCodeCopies; ++i) {
+        copy_async(to + i * (kCodeRows * 128), from + code_from[i]);
+      }
+    } else {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const bool valid = inside && column + half * 16 < a.k;
-          copy_async_half(to + half * 8, valid ? from + half * 8 : w.packed, valid);
+      for (int half = 0; half < 2; ++half) {
+        const int at = column + half * 16;
+        const uint8_t* from = w.packed + (at < a.k ? at / 2 : 0);
+#pragma unroll
+        for (int i = 0; i < kCodeCopies; ++i) {
+          copy_async_half(to + i * (kCodeRows * 128) + half * 8, from + code_from[i]);
         }
       }
     }
@@ -130,59 +140,56 @@ __global__ void __launch_bounds__(kMidSm80Variants[kVariant].warps * 32, 1)
   // ---- activations: 16 bytes of a token at chunk ^ (token & 7) of its 128 in a block of columns
   constexpr int kInputCopies = kTokens * 32 / kThreads, kInputTokens = kThreads / 32;
   const int input_token = tid / 32, input_chunk = tid % 32;
-  const T* input_from = static_cast<const T*>(a.input) +
-                        (first_token + input_token) * a.input_stride + input_chunk * 8;
+  const T* const input_base = static_cast<const T*>(a.input) + first_token * a.input_stride;
+  const auto input_stride = static_cast<uint32_t>(a.input_stride);
   const uint32_t input_to = shared_address(shared) + l.inputs + input_chunk / 8 * (kTokens * 128) +
                             input_token * 128 + ((input_chunk % 8 ^ (input_token & 7)) << 4);
   const auto fetch_input = [&](int stage, int slot) {
-    const bool inside = stage * kMidSm80Columns + input_chunk * 8 < a.k;
+    const int column = stage * kMidSm80Columns + input_chunk * 8;
+    const T* from = input_base + (column < a.k ? column : 0);
+    const int bytes = column < a.k ? 16 : 0;
 #pragma unroll
     for (int i = 0; i < kInputCopies; ++i) {
-      const bool valid = inside && input_token + i * kInputTokens < tokens;
-      const T* from = input_from + i * kInputTokens * a.input_stride + stage * kMidSm80Columns;
+      const auto token = static_cast<uint32_t>(min(input_token + i * kInputTokens, tokens - 1));
       copy_async(input_to + slot * l.inputs_stage + i * (kInputTokens * 128),
-                 valid ? static_cast<const void*>(from) : a.input, valid ? 16 : 0);
+                 from + token * input_stride, bytes);
     }
   };
 
   // ---- scales
   constexpr int kScales = mid_sm80_scales(v), kMine = kRows * kScales / kThreads;
+  static_assert(kThreads % kScales == 0);
   const bool nested = w.scales.absmax_8bit != nullptr;
   float* const map = reinterpret_cast<float*>(shared + l.map);
+  const int scale_row = tid / kScales, scale_column = tid % kScales * kGranule;
   float high[kMine];
   uint32_t code[kMine];
   float offset = 0.0f;
   const auto load_scales = [&](int chunk) {
+    const int column = chunk * (kScales * kGranule) + scale_column;
+    const uint32_t sixteen = column < a.k ? column / 16 : 0;
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      const int row = (tid + i * kThreads) / kScales;
-      const int column = (chunk * kScales + tid % kScales) * kGranule;
-      high[i] = 0.0f, code[i] = 256;
-      if (row < rows && column < a.k) {
-        const uint32_t block =
-            (static_cast<uint32_t>(first_row + row) * (a.k / 16) + column / 16) >> a.shift;
-        if (nested) {
-          code[i] = __ldg(w.scales.absmax_8bit + block);
-          high[i] = __ldg(w.scales.absmax2 + block / static_cast<uint32_t>(kNestedBlocksize));
-        } else {
-          high[i] = __ldg(w.scales.absmax + block);
-        }
+      const int row = first_row + min(scale_row + i * (kThreads / kScales), rows - 1);
+      const uint32_t block = (static_cast<uint32_t>(row) * (a.k / 16) + sixteen) >> a.shift;
+      if (nested) {
+        code[i] = __ldg(w.scales.absmax_8bit + block);
+        high[i] = __ldg(w.scales.absmax2 + block / static_cast<uint32_t>(kNestedBlocksize));
+      } else {
+        high[i] = __ldg(w.scales.absmax + block);
       }
     }
   };
   const auto publish_scales = [&](int slot) {
-    auto* to = reinterpret_cast<float*>(shared + l.scales + slot * l.scale_slot);
+    auto* to = reinterpret_cast<float*>(shared + l.scales + slot * l.scale_slot) +
+               scale_row * l.scale_pitch + tid % kScales;
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      const int row = (tid + i * kThreads) / kScales;
       float value = high[i];
-      if (nested && code[i] < 256) {
-        value = __fadd_rn(__fmul_rn(map[code[i]], high[i]), offset);
-      }
-      to[row * l.scale_pitch + tid % kScales] = value;
+      if (nested) value = __fadd_rn(__fmul_rn(map[code[i]], high[i]), offset);
+      to[i * (kThreads / kScales) * l.scale_pitch] = value;
     }
   };
-  static_assert(kThreads % kScales == 0);
 
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
@@ -213,22 +220,27 @@ __global__ void __launch_bounds__(kMidSm80Variants[kVariant].warps * 32, 1)
                                  (row_group * kTiles * 16 + tile_row) * l.scale_pitch;
   float sums[kTiles][kGroups][4] = {};
 
+  const bool fetches_first = warp < v.warps / 2;
   int slot = 0;
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
     wait_copies<kStages - 2>();
     __syncthreads();
     const int ahead = stage + kStages - 1, free_slot = slot == 0 ? kStages - 1 : slot - 1;
-    if (ahead < stages) {
-      fetch_codes(ahead, free_slot);
-      fetch_input(ahead, free_slot);
-    }
-    commit_copies();
     const int chunk = stage / kMidSm80ScaleStages, in_chunk = stage % kMidSm80ScaleStages;
-    if (in_chunk == kMidSm80ScaleStages - 1) {  // the next barrier shows them
-      publish_scales((chunk + 1) & 1);
-      load_scales(chunk + 2);
-    }
+    const auto fetch = [&] {
+      if (ahead < stages) {
+        fetch_codes(ahead, free_slot);
+        fetch_input(ahead, free_slot);
+      }
+      commit_copies();
+      if (in_chunk == kMidSm80ScaleStages - 1) {  // the next barrier shows them
+        publish_scales((chunk + 1) & 1);
+        load_scales(chunk + 2);
+      }
+    };
+    // Half of a scheduler's warps fetch while the other half multiply.
+    if (fetches_first) fetch();
     const uint8_t* codes = my_codes + slot * l.codes_stage;
     const uint8_t* inputs = my_inputs + slot * l.inputs_stage;
     const float* scales = my_scales + (chunk & 1) * (l.scale_slot / 4) + in_chunk * (kScales / 2);
@@ -260,30 +272,46 @@ __global__ void __launch_bounds__(kMidSm80Variants[kVariant].warps * 32, 1)
           }
         }
 #pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-          uint32_t x[kSteps * 2];
+        for (int first = 0; first < kGroups; first += kChains) {
+          float p[kChains][kTiles][4] = {};
 #pragma unroll
-          for (int q = 0; q < (kInputBytes + 15) / 16; ++q) {
+          for (int q = 0; q < (kSteps + 1) / 2; ++q) {
+            constexpr int kPiece = kInputBytes < 16 ? kInputBytes : 16;
             const int input_at = part * (kGranule * 2) + t * kInputBytes + q * 16;
-            read_words<(kInputBytes < 16 ? kInputBytes : 16)>(
-                x + q * 4, inputs + block * (kTokens * 128) + group * (8 * 128) +
-                               ((input_at >> 4 ^ token) << 4) + (input_at & 15));
+            const int input_place = ((input_at >> 4 ^ token) << 4) + (input_at & 15);
+            uint32_t x[kChains][4];
+#pragma unroll
+            for (int j = 0; j < kChains; ++j) {
+              read_words<kPiece>(
+                  x[j], inputs + block * (kTokens * 128) + (first + j) * (8 * 128) + input_place);
+            }
+#pragma unroll
+            for (int s = 0; s < kPiece / 8; ++s) {
+#pragma unroll
+              for (int j = 0; j < kChains; ++j) {
+#pragma unroll
+                for (int i = 0; i < kTiles; ++i) {
+                  const uint32_t(&f)[4] = fragment[i][2 * q + s];
+                  mma_16x8x16<T>(p[j][i], f[0], f[1], f[2], f[3], x[j][2 * s], x[j][2 * s + 1]);
+                }
+              }
+            }
           }
 #pragma unroll
-          for (int i = 0; i < kTiles; ++i) {
-            float p[4] = {};
+          for (int j = 0; j < kChains; ++j) {
 #pragma unroll
-            for (int s = 0; s < kSteps; ++s) {
-              const uint32_t(&f)[4] = fragment[i][s];
-              mma_16x8x16<T>(p, f[0], f[1], f[2], f[3], x[2 * s], x[2 * s + 1]);
+            for (int i = 0; i < kTiles; ++i) {
+              float(&sum)[4] = sums[i][first + j];
+              sum[0] = fmaf(scale[i][0], p[j][i][0], sum[0]);
+              sum[1] = fmaf(scale[i][0], p[j][i][1], sum[1]);
+              sum[2] = fmaf(scale[i][1], p[j][i][2], sum[2]);
+              sum[3] = fmaf(scale[i][1], p[j][i][3], sum[3]);
             }
-            float(&sum)[4] = sums[i][group];
-            sum[0] = fmaf(scale[i][0], p[0], sum[0]), sum[1] = fmaf(scale[i][0], p[1], sum[1]);
-            sum[2] = fmaf(scale[i][1], p[2], sum[2]), sum[3] = fmaf(scale[i][1], p[3], sum[3]);
           }
         }
       }
     }
+    if (!fetches_first) fetch();
   }
 
   // ---- sums of the slices, in the rings' memory
@@ -360,7 +388,6 @@ Status launch_mid_sm80(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* m
   a.m = static_cast<int>(p.m);
   a.k = static_cast<int>(p.k);
   while ((int64_t{16} << a.shift) < p.blocksize) ++a.shift;
-  a.whole_reads = p.k % 32 == 0;
   a.table = pair_table(p);
   a.count = count;
   int64_t blocks = 0;

@@ -30,7 +30,9 @@ inline constexpr MidSm80Variant kMidSm80Variants[] = {
     {16, 8, 1, 2, 4, 32, "mid_sm80_16_fine32"}, {32, 8, 1, 2, 3, 32, "mid_sm80_32_fine32"},
     {64, 8, 1, 2, 3, 32, "mid_sm80_64_fine32"}, {16, 8, 1, 2, 4, 16, "mid_sm80_16_fine16"},
     {32, 8, 1, 2, 2, 16, "mid_sm80_32_fine16"}, {64, 8, 1, 2, 3, 16, "mid_sm80_64_fine16"},
-    {32, 8, 2, 4, 3, 64, "mid_sm80_32_wide"},   {64, 8, 2, 4, 3, 64, "mid_sm80_64_wide"}};
+    {16, 8, 2, 4, 4, 64, "mid_sm80_16_wide"},   {32, 8, 2, 4, 3, 64, "mid_sm80_32_wide"},
+    {64, 8, 2, 4, 3, 64, "mid_sm80_64_wide"},   {64, 8, 2, 4, 2, 64, "mid_sm80_64_wide_s2"},
+    {32, 8, 2, 2, 3, 64, "mid_sm80_32_wide64"}, {64, 8, 2, 2, 3, 64, "mid_sm80_64_wide64"}};
 inline constexpr int kMidSm80VariantCount = sizeof kMidSm80Variants / sizeof kMidSm80Variants[0];
 
 inline constexpr int kMidSm80Columns = 256;    // of W in a stage

@@ -38,7 +38,8 @@ bool mid_sm80_applies(const Matmul4bitParams& p) noexcept {
   return p.dtype != DType::kFloat32 && p.code == nullptr && power_of_two(p.blocksize) &&
          p.blocksize >= 32 && p.k > 0 && p.k % 16 == 0 && p.m < 1'000'000 &&
          p.n * (p.k / 16) < (int64_t{1} << 28) &&  // offsets fit 32 bits
-         p.input_stride % 8 == 0 && aligned(p.input, 16) && aligned(p.packed, 16);
+         p.input_stride < (int64_t{1} << 26) && p.input_stride % 8 == 0 && aligned(p.input, 16) &&
+         aligned(p.packed, 16);
 }
 
 Matmul4bitCudaPlan plan_mid_sm80(const Matmul4bitParams* members, int32_t count,
@@ -59,6 +60,11 @@ Matmul4bitCudaPlan plan_mid_sm80(const Matmul4bitParams* members, int32_t count,
       return plan;
     }
     plan.grid_x += static_cast<int32_t>(ceil_div(members[i].n, mid_sm80_rows(v)));
+  }
+  // Where there is a multiprocessor for each block, none shall share one: the blocks of a launch
+  // that begins early would crowd on those that the launch before it leaves first.
+  if (int64_t{plan.grid_x} * plan.grid_y <= device.multiprocessors) {
+    plan.shared_bytes = std::max(plan.shared_bytes, device.shared_bytes_per_block / 2 + 1024);
   }
   return plan;
 }

@@ -42,6 +42,8 @@ struct CudaDecoder::Call {
   at::Tensor workspace;      ///< of attention over few tokens; undefined for many
   kernels::AttentionCudaPlan plan;
   bool last = true;
+  /// Kernels may begin before the one in front of them ended (programmatic dependent launch).
+  bool early = false;
 
   bool few() const { return tokens <= kFewTokens; }
   const kernels::KvSlot* slot(size_t layer) const {
@@ -139,7 +141,7 @@ at::Tensor CudaDecoder::normalize(const Norm& norm, const at::Tensor& hidden,
                                     .rows = hidden.size(0),
                                     .cols = hidden_,
                                     .eps = eps_,
-                                    .programmatic_launch = call.few()},
+                                    .programmatic_launch = call.early},
                                    scope.stream()));
   return output;
 }
@@ -174,9 +176,9 @@ at::Tensor CudaDecoder::flash(const at::Tensor& query, const KVCache::Layer& cac
 
 at::Tensor CudaDecoder::attend(const Layer& layer, size_t index, const at::Tensor& normed,
                                const Call& call) const {
-  const at::Tensor query = layer.q.multiply(normed, call.few());
-  const at::Tensor key = layer.k.multiply(normed, call.few());
-  const at::Tensor value = layer.v.multiply(normed, call.few());
+  at::Tensor projected[3];
+  CudaLinear::multiply_group({&layer.q, &layer.k, &layer.v}, normed, call.early, projected);
+  const auto& [query, key, value] = projected;
   const auto dtype = ops::kernel_dtype(dtype_);
   const ops::cuda::Scope scope(kOp, device_);
   ops::cuda::check_launch(
@@ -191,7 +193,7 @@ at::Tensor CudaDecoder::attend(const Layer& layer, size_t index, const at::Tenso
                                          .heads = heads_,
                                          .kv_heads = kv_heads_,
                                          .head_dim = head_dim_,
-                                         .programmatic_launch = call.few()},
+                                         .programmatic_launch = call.early},
                                         scope.stream()));
   if (!call.few()) {
     const at::Tensor attended = flash(query, call.cache->layer(static_cast<int64_t>(index)), call);
@@ -212,23 +214,24 @@ at::Tensor CudaDecoder::attend(const Layer& layer, size_t index, const at::Tenso
                                      .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_)),
                                      .output = attended.mutable_data_ptr(),
                                      .workspace = call.workspace.mutable_data_ptr(),
-                                     .programmatic_launch = true},
+                                     .programmatic_launch = call.early},
                                     scope.stream()));
-  return layer.o.multiply(attended, true);
+  return layer.o.multiply(attended, call.early);
 }
 
 at::Tensor CudaDecoder::mix(const Layer& layer, const at::Tensor& normed, const Call& call) const {
-  const at::Tensor gate = layer.gate.multiply(normed, call.few());
-  const at::Tensor up = layer.up.multiply(normed, call.few());
+  at::Tensor projected[2];
+  CudaLinear::multiply_group({&layer.gate, &layer.up}, normed, call.early, projected);
+  const auto& [gate, up] = projected;
   const ops::cuda::Scope scope(kOp, device_);
   ops::cuda::check_launch(kOp, kernels::cuda::silu_mul({.gate = gate.const_data_ptr(),
                                                         .up = up.const_data_ptr(),
                                                         .output = gate.mutable_data_ptr(),
                                                         .dtype = ops::kernel_dtype(dtype_),
                                                         .count = gate.numel(),
-                                                        .programmatic_launch = call.few()},
+                                                        .programmatic_launch = call.early},
                                                        scope.stream()));
-  return layer.down.multiply(gate, call.few());
+  return layer.down.multiply(gate, call.early);
 }
 
 at::Tensor CudaDecoder::compute(const Call& call) const {
@@ -245,7 +248,7 @@ at::Tensor CudaDecoder::compute(const Call& call) const {
     normed = normed.view({call.batch, tokens, hidden_}).select(1, tokens - 1).contiguous();
     tokens = 1;
   }
-  return head_.multiply(normed, call.few()).view({call.batch, tokens, -1});
+  return head_.multiply(normed, call.early).view({call.batch, tokens, -1});
 }
 
 CudaDecoder::Call CudaDecoder::describe(const at::Tensor& input, int64_t batch,
@@ -257,13 +260,15 @@ CudaDecoder::Call CudaDecoder::describe(const at::Tensor& input, int64_t batch,
             .ids = input.narrow(0, words, batch * tokens),
             .workspace = {},
             .plan = {}};
+  const kernels::DeviceProperties& device = ops::cuda::properties(device_);
+  call.early = call.few() && device.compute_capability >= 90;
   if (call.few()) {
     call.plan = kernels::cuda::plan_attention({.batch = batch,
                                                .tokens = tokens,
                                                .heads = heads_,
                                                .kv_heads = kv_heads_,
                                                .head_dim = head_dim_},
-                                              ops::cuda::properties(device_));
+                                              device);
   }
   return call;
 }

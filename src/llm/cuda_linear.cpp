@@ -2,6 +2,8 @@
 
 #include <ATen/ops/index_select.h>
 
+#include <algorithm>
+
 #include "lowbit/quantized_tensor.h"
 #include "ops/cuda.h"
 #include "ops/fourbit_cuda.h"
@@ -19,10 +21,10 @@ const void* data_of(const at::Tensor& weight) {
 }
 
 kernels::Matmul4bitParams params_4bit(const ops::Rows& rows, const ops::Weight4bit& w,
-                                      const at::Tensor& bias, const at::Tensor& output) {
+                                      const at::Tensor& bias, at::ScalarType dtype) {
   return {.input = rows.data,
           .input_stride = rows.stride,
-          .dtype = ops::kernel_dtype(output.scalar_type()),
+          .dtype = ops::kernel_dtype(dtype),
           .m = rows.count,
           .n = w.rows,
           .k = w.cols,
@@ -32,8 +34,7 @@ kernels::Matmul4bitParams params_4bit(const ops::Rows& rows, const ops::Weight4b
           .quant_type = ops::kernel_type(w.quant_type),
           .bias = bias.defined() ? bias.const_data_ptr() : nullptr,
           .bias_dtype =
-              bias.defined() ? ops::kernel_dtype(bias.scalar_type()) : kernels::DType::kFloat32,
-          .output = output.mutable_data_ptr()};
+              bias.defined() ? ops::kernel_dtype(bias.scalar_type()) : kernels::DType::kFloat32};
 }
 
 }  // namespace
@@ -59,13 +60,33 @@ at::Tensor CudaLinear::multiply(const at::Tensor& input, bool programmatic) cons
   const ops::Rows x = ops::as_rows(input, cols);
   at::Tensor output = ops::empty({x.count, rows}, input.scalar_type(), input.device());
   if (view_.is_4bit()) {
-    kernels::Matmul4bitParams params = params_4bit(x, *view_.weight_4bit, dense_bias_, output);
+    kernels::Matmul4bitParams params =
+        params_4bit(x, *view_.weight_4bit, dense_bias_, output.scalar_type());
+    params.output = output.mutable_data_ptr();
     params.programmatic_launch = programmatic;
     ops::cuda::linear_4bit(kOp, params, x, dense_bias_, output);
   } else {
     ops::cuda::linear(x, dense_, dense_bias_, output);
   }
   return output;
+}
+
+void CudaLinear::multiply_group(c10::ArrayRef<const CudaLinear*> linears, const at::Tensor& input,
+                                bool programmatic, at::Tensor* outputs) {
+  const bool all_4bit = std::all_of(linears.begin(), linears.end(),
+                                    [](const CudaLinear* l) { return l->view_.is_4bit(); });
+  if (all_4bit) {
+    const ops::Rows x = ops::as_rows(input, input.size(1));
+    c10::SmallVector<kernels::Matmul4bitParams, 4> members;
+    for (const CudaLinear* l : linears) {
+      members.push_back(params_4bit(x, *l->view_.weight_4bit, l->dense_bias_, input.scalar_type()));
+      members.back().programmatic_launch = programmatic;
+    }
+    if (ops::cuda::linear_4bit_group(kOp, members, input, outputs)) return;
+  }
+  for (size_t i = 0; i < linears.size(); ++i) {
+    outputs[i] = linears[i]->multiply(input, programmatic);
+  }
 }
 
 at::Tensor CudaLinear::gather(const at::Tensor& ids, at::ScalarType dtype) const {

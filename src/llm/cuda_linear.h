@@ -19,6 +19,10 @@ class CudaLinear {
   /// input [M, cols] * W^T + bias: [M, rows] of input's dtype. `programmatic`: the kernel may begin
   /// before the one in front of it ended, which does not write this weight.
   at::Tensor multiply(const at::Tensor& input, bool programmatic) const;
+  /// The products of several weights with one input: one launch when all of them are 4-bit and a
+  /// kernel takes them together, else one each. One output per weight.
+  static void multiply_group(c10::ArrayRef<const CudaLinear*> linears, const at::Tensor& input,
+                             bool programmatic, at::Tensor* outputs);
   /// Rows `ids` (int64, [count]) of W: [count, cols], `dtype`.
   at::Tensor gather(const at::Tensor& ids, at::ScalarType dtype) const;
 

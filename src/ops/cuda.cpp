@@ -10,6 +10,7 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <cstdlib>
 #include <mutex>
 
 #include "ops/cuda_support.h"
@@ -39,8 +40,10 @@ Device& device_of(int index) {
       if (device.error == cudaSuccess) device.error = error;
       return value;
     };
-    device.properties = {.compute_capability = 10 * read(cudaDevAttrComputeCapabilityMajor) +
-                                               read(cudaDevAttrComputeCapabilityMinor),
+    const int capability =
+        10 * read(cudaDevAttrComputeCapabilityMajor) + read(cudaDevAttrComputeCapabilityMinor);
+    device.properties = {.compute_capability =
+                             planned_architecture(std::getenv("LOWBIT_CUDA_ARCH_PATH"), capability),
                          .multiprocessors = read(cudaDevAttrMultiProcessorCount),
                          .shared_bytes_per_block = read(cudaDevAttrMaxSharedMemoryPerBlockOptin),
                          .l2_bytes = read(cudaDevAttrL2CacheSize)};
@@ -107,6 +110,16 @@ void linear(const Rows& rows, const at::Tensor& weight, const at::Tensor& bias,
         output.scalar_type() == at::kFloat ? at::cuda::mm(x, w) : at::cuda::mm(x, w, at::kFloat);
     at::cuda::add_out(y, sum, bias);
   }
+}
+
+void copy_matrix(const Rows& rows, const at::Tensor& output) {
+  const int64_t width = output.size(1), item = static_cast<int64_t>(output.element_size());
+  const cudaError_t error =
+      cudaMemcpy2DAsync(output.mutable_data_ptr(), static_cast<size_t>(width * item), rows.data,
+                        static_cast<size_t>(rows.stride * item), static_cast<size_t>(width * item),
+                        static_cast<size_t>(rows.count), cudaMemcpyDeviceToDevice,
+                        c10::cuda::getCurrentCUDAStream(output.device().index()).stream());
+  check_cuda("lowbit::linear_4bit", error);
 }
 
 void product(const Rows& rows, const at::Tensor& weight, const at::Tensor& output) {

@@ -10,6 +10,8 @@ namespace lowbit::ops::cuda {
 /// output have one dtype; a bias of another one is added in float32.
 void linear(const Rows& rows, const at::Tensor& weight, const at::Tensor& bias,
             const at::Tensor& output);
+/// The rows [M, K] into a contiguous output [M, K] of their dtype.
+void copy_matrix(const Rows& rows, const at::Tensor& output);
 /// rows [M, N] * weight [N, K] into output [.., K].
 void product(const Rows& rows, const at::Tensor& weight, const at::Tensor& output);
 /// a [M, K] * b [N, K]^T into c [M, N], int32, through cuBLASLt. K and N are multiples of 8, M

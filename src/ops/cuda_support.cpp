@@ -1,5 +1,8 @@
 #include "ops/cuda_support.h"
 
+#include <algorithm>
+#include <string_view>
+
 #include "lowbit/cuda_info.h"
 #include "ops/check.h"
 
@@ -30,6 +33,13 @@ void check_architecture(const char* op, int index, int compute_capability) {
                         " (Turing) or later"),
                c10::str("cuda:", index, ", which has ", capability_text(compute_capability)),
                "Move the tensors to the CPU.");
+}
+
+int planned_architecture(const char* path, int compute_capability) {
+  if (path == nullptr || *path == '\0') return compute_capability;
+  if (std::string_view(path) == "sm80") return std::min(compute_capability, 80);
+  TORCH_WARN("LOWBIT_CUDA_ARCH_PATH must be sm80, got \"", path, "\". It is ignored.");
+  return compute_capability;
 }
 
 std::string cuda_advice(int error, int driver_version, int runtime_version) {

@@ -15,6 +15,11 @@ std::string architecture_problem(int compute_capability);
 /// Throws c10::Error naming `op` when GPU `index` is too old.
 void check_architecture(const char* op, int index, int compute_capability);
 
+/// The compute capability that plans are made for: the GPU's, or an older one of the same binaries
+/// that the value of LOWBIT_CUDA_ARCH_PATH names ("sm80"; null and empty: the GPU's). Warns about
+/// words that name none.
+int planned_architecture(const char* path, int compute_capability);
+
 /// Errors of the CUDA runtime that have a cure; the numbers are part of its interface.
 namespace cuda_error {
 inline constexpr int kInsufficientDriver = 35, kInvalidDeviceFunction = 98, kNoDevice = 100,

@@ -7,6 +7,7 @@
 #include "ops/direct.h"
 #include "ops/fourbit_cuda.h"
 #include "ops/operands.h"
+#include "ops/plan_log.h"
 #include "ops/rows.h"
 #include "ops/weight.h"
 
@@ -51,6 +52,7 @@ Product make_product(const char* op, const at::Tensor& input, const Rows& rows, 
 
 void run_on_cpu(const char* op, Matmul4bitParams params) {
   const kernels::Matmul4bitPlan plan = kernels::cpu::plan_matmul_4bit(params);
+  if (C10_UNLIKELY(logs_plans())) log_plan(op, &params, 1, plan);
   const Workspace workspace(plan.workspace_bytes);
   params.workspace = workspace.data();
   for_units(op, plan.prepare_units, plan.prepare_grain, [&](int64_t begin, int64_t end) {
@@ -123,6 +125,7 @@ void linear_4bit_group(const at::Tensor& input, c10::ArrayRef<const Weight4bit*>
     for (const Matmul4bitParams& p : params) run_on_cpu(kOp, p);
     return;
   }
+  if (C10_UNLIKELY(logs_plans())) log_plan(kOp, params.data(), count, plan);
   const Workspace workspace(plan.workspace_bytes);
   for (Matmul4bitParams& p : params) p.workspace = workspace.data();
   for_units(kOp, plan.prepare_units, plan.prepare_grain, [&](int64_t begin, int64_t end) {

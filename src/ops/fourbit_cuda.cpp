@@ -1,6 +1,7 @@
 #include "ops/fourbit_cuda.h"
 
 #include "ops/cuda.h"
+#include "ops/plan_log.h"
 
 namespace lowbit::ops::cuda {
 namespace {
@@ -29,12 +30,44 @@ at::Tensor workspace_of(const kernels::Matmul4bitCudaPlan& plan, at::Device devi
                                   : at::Tensor();
 }
 
+/// The tensor-core kernels read 16 bytes of a row at a time. An input that lies otherwise is
+/// copied, which costs less than a slower kernel; params then points to the copy, which is
+/// returned.
+at::Tensor aligned_copy(kernels::Matmul4bitParams& p, const Rows& rows, const at::Tensor& output) {
+  const bool aligned = p.input_stride % 8 == 0 && reinterpret_cast<uintptr_t>(p.input) % 16 == 0;
+  if (aligned || p.dtype == kernels::DType::kFloat32 || p.k % 16 != 0) return {};
+  at::Tensor copy = cuda::empty({p.m, p.k}, output.scalar_type(), output.device());
+  copy_matrix(rows, copy);
+  p.input = copy.const_data_ptr();
+  p.input_stride = p.k;
+  return copy;
+}
+
 }  // namespace
+
+bool linear_4bit_group(const char* op, c10::SmallVectorImpl<kernels::Matmul4bitParams>& members,
+                       const at::Tensor& input, at::Tensor* outputs) {
+  const at::Device device = input.device();
+  const auto count = static_cast<int32_t>(members.size());
+  const Scope scope(op, device);
+  const auto plan =
+      kernels::cuda::plan_matmul_4bit_group(members.data(), count, properties(device));
+  if (plan.grid_x == 0) return false;
+  for (kernels::Matmul4bitParams& p : members) {
+    *outputs = cuda::empty({p.m, p.n}, input.scalar_type(), device);
+    p.output = outputs++->mutable_data_ptr();
+  }
+  if (C10_UNLIKELY(logs_plans())) log_plan(op, device, members.data(), count, plan, false);
+  check_launch(op, kernels::cuda::matmul_4bit_group(plan, members.data(), count, scope.stream()));
+  return true;
+}
 
 void linear_4bit(const char* op, kernels::Matmul4bitParams params, const Rows& rows,
                  const at::Tensor& bias, const at::Tensor& output) {
   const Scope scope(op, output.device());
+  const at::Tensor copy = aligned_copy(params, rows, output);
   const auto plan = kernels::cuda::plan_matmul_4bit(params, properties(output.device()));
+  if (C10_UNLIKELY(logs_plans())) log_plan(op, output.device(), &params, 1, plan, !plan.fused);
   if (!plan.fused) return linear(rows, dequantized(op, params, output), bias, output);
   const at::Tensor workspace = workspace_of(plan, output.device());
   params.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
@@ -46,6 +79,7 @@ void linear_4bit_backward_input(const char* op, kernels::Matmul4bitParams params
   const Scope scope(op, output.device());
   const auto plan =
       kernels::cuda::plan_matmul_4bit_backward_input(params, properties(output.device()));
+  if (C10_UNLIKELY(logs_plans())) log_plan(op, output.device(), &params, 1, plan, !plan.fused);
   if (!plan.fused) return product(rows, dequantized(op, params, output), output);
   const at::Tensor workspace = workspace_of(plan, output.device());
   params.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;

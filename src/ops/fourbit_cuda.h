@@ -10,6 +10,11 @@ namespace lowbit::ops::cuda {
 /// read once where a fused kernel fits, otherwise dequantized for cuBLAS.
 void linear_4bit(const char* op, kernels::Matmul4bitParams params, const Rows& rows,
                  const at::Tensor& bias, const at::Tensor& output);
+/// Several weights over one input in one launch (kernels::cuda::matmul_4bit_group). False, and
+/// nothing done, where one launch for each is the better choice.
+/// members: complete but for the outputs, which are made.
+bool linear_4bit_group(const char* op, c10::SmallVectorImpl<kernels::Matmul4bitParams>& members,
+                       const at::Tensor& input, at::Tensor* outputs);
 void linear_4bit_backward_input(const char* op, kernels::Matmul4bitParams params, const Rows& rows,
                                 const at::Tensor& output);
 

@@ -28,6 +28,21 @@ TEST(CudaSupport, ArchitecturesBeforeTuringAreRefusedByName) {
   }
 }
 
+TEST(CudaSupport, PlansMayBeMadeForAnOlderArchitecture) {
+  for (const int capability : {75, 80, 86, 90, 120}) {
+    EXPECT_EQ(planned_architecture(nullptr, capability), capability);
+    EXPECT_EQ(planned_architecture("", capability), capability);
+    EXPECT_EQ(planned_architecture("sm80", capability), capability < 80 ? capability : 80);
+  }
+  struct Recorder : c10::WarningHandler {
+    void process(const c10::Warning& warning) override { text = warning.msg(); }
+    std::string text;
+  } recorder;
+  const c10::WarningUtils::WarningHandlerGuard guard(&recorder);
+  EXPECT_EQ(planned_architecture("sm_80", 90), 90);
+  EXPECT_EQ(recorder.text, "LOWBIT_CUDA_ARCH_PATH must be sm80, got \"sm_80\". It is ignored.");
+}
+
 TEST(CudaSupport, AnOldDriverIsToldWhatIsNeeded) {
   EXPECT_EQ(cuda_advice(cuda_error::kInsufficientDriver, 12020, 13000),
             "The NVIDIA driver is too old: it runs CUDA 12.2, and this build needs 13.0. Install a "

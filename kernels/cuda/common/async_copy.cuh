@@ -16,10 +16,8 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
 }
-/// Eight bytes, or zeros.
-__device__ __forceinline__ void copy_async_half(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 8 : 0));
+__device__ __forceinline__ void copy_async_half(uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from));
 }
 /// Four bytes, or zeros.
 __device__ __forceinline__ void copy_async_word(uint32_t to, const void* from, bool valid) {
