@@ -435,7 +435,7 @@ int main(int argc, char** argv) {
       for (size_t i = 0; i < plans.size(); ++i) {
         const auto& [plan, prefix, workspace] = plans[i];
         const Row row{shape,
-                      std::string(prefix) + plan.kernel +
+                      std::string(prefix) + plan.kernel + (plan.together > 1 ? "_pair" : "") +
                           (plan.splits > 1 ? "_s" + std::to_string(plan.splits) : ""),
                       n,
                       k,

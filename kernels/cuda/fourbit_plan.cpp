@@ -86,10 +86,9 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                    (plan.splits > 1 ? kMidExchangeCycles[tokens] : 0));
 }
 
-// The large-M kernel's time in cycles (H200): for 128 features x 64 of depth, by variant, and at
-// least for the activations that a block does not share; for the outputs of a tile; for a launch;
-// for the sums of 1, 2 or 4 parts of the depth. Measured:
-// benchmarks/results/h200_fourbit_matmul.md.
+// The large-M kernel's time in cycles (H200), alike for blocks that share the activations and
+// others: for 128 features x 64 of depth, by variant; for the outputs of a tile; for a launch; for
+// the sums of 1, 2 or 4 parts of the depth. Measured: benchmarks/results/h200_fourbit_matmul.md.
 constexpr int64_t kLargeBlockCycles[] = {580, 715, 800, 975, 1045, 1200};
 constexpr int64_t kLargeBackwardBlockCycles[] = {775, 955, 1035, 1150, 1250, 1350};
 constexpr int64_t kLargeOutputCycles[] = {750, 1500, 1850, 2200, 2550, 2900};
