@@ -31,37 +31,16 @@
 #include "cuda/common/tma_sm90.cuh"
 #include "cuda/common/wgmma_sm90.cuh"
 #include "cuda/fourbit_large.h"
+#include "cuda/fourbit_large_scales.cuh"
 #include "cuda/fourbit_matmul.h"
-#include "cuda/fourbit_pairs.cuh"
 
 namespace lowbit::kernels::cuda {
 namespace {
-
-struct LargeArgs {
-  BlockScales scales;
-  const void* bias;
-  void* output;
-  int m, n, features;
-  int row_chunks;  // of 64 columns, in a row of W
-  int shift;       // log2 of the columns of a scale, over 64
-  int stages;      // of depth: of every part, and one more for the first `rest` parts
-  int rest;
-  int log_pair, log_splits;
-  int feature_tiles, token_tiles;
-  bool vector_output;  // eight outputs of a token may be stored at once
-  bool vector_scales;  // the scales of two (backward) or four chunks may be read at once
-  DType bias_dtype;
-  float inverse_factor;
-  PairTable table;
-};
 
 constexpr int kConsumers = 256;
 // Token tiles that share the weights in the L2 cache, and a cluster's tiles go through them first.
 constexpr int kTokenGroup = 8;
 enum NamedBarrier { kAllConsumers = 1, kScaleWarps = 2, kWarpgroup = 3 };
-
-__device__ __forceinline__ uint32_t full(uint32_t base, int slot) { return base + slot * 16; }
-__device__ __forceinline__ uint32_t empty(uint32_t base, int slot) { return base + slot * 16 + 8; }
 
 struct Slot {
   int index = 0;
@@ -97,114 +76,6 @@ __device__ __forceinline__ void store_transposed(uint32_t address, uint32_t a, u
 __device__ __forceinline__ void store_word(uint32_t address, uint32_t v) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
-
-/// Two warps: the scales of a stage, divided by the table's factor and split.
-template <typename T, bool kBackward>
-struct ScaleProducer {
-  const LargeArgs& a;
-  const float* map;
-  float offset;
-  int id;  // 0..63
-
-  /// Scales of kCount chunks of 64 columns, of every row. All reads are under way
-  /// before the first is used, so that none stands behind a branch: the latency of one.
-  template <int kRows, int kCount>
-  __device__ __forceinline__ void load(float (&s)[kRows][kCount], const int (&rows)[kRows],
-                                       int chunk) const {
-    const auto first = [&](int r) { return min(rows[r], a.n - 1) * a.row_chunks; };
-    const auto block = [&](int r, int j) {
-      return (first(r) + min(chunk + j, a.row_chunks - 1)) >> a.shift;
-    };
-    const int start = min(chunk, a.row_chunks - kCount);  // a.vector_scales: a multiple of kCount
-    if (a.scales.absmax_8bit == nullptr) {
-      const float* absmax = a.scales.absmax;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int j = 0; j < kCount; j += 2) {
-          if (a.vector_scales) {
-            const float2 two =
-                __ldg(reinterpret_cast<const float2*>(absmax + first(r) + start + j));
-            s[r][j] = two.x, s[r][j + 1] = two.y;
-          } else {
-            s[r][j] = __ldg(absmax + block(r, j)), s[r][j + 1] = __ldg(absmax + block(r, j + 1));
-          }
-        }
-      }
-    } else if (a.vector_scales) {
-      uint32_t words[kRows];
-      float high[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const uint8_t* from = a.scales.absmax_8bit + first(r) + start;
-        words[r] = kCount == 4 ? __ldg(reinterpret_cast<const uint32_t*>(from))
-                               : __ldg(reinterpret_cast<const uint16_t*>(from));
-        high[r] = __ldg(a.scales.absmax2 + (first(r) + start) / kNestedBlocksize);
-      }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) s[r][j] = nested(words[r] >> (8 * j) & 255, high[r]);
-      }
-    } else {
-      uint8_t codes[kRows][kCount];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) {
-          codes[r][j] = __ldg(a.scales.absmax_8bit + block(r, j));
-          s[r][j] = __ldg(a.scales.absmax2 + block(r, j) / kNestedBlocksize);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) s[r][j] = nested(codes[r][j], s[r][j]);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        s[r][j] = rows[r] < a.n && chunk + j < a.row_chunks ? s[r][j] * a.inverse_factor : 0.0f;
-      }
-    }
-  }
-  __device__ __forceinline__ float nested(uint32_t code, float high) const {
-    return __fadd_rn(__fmul_rn(map[code], high), offset);
-  }
-
-  /// Forward: [feature][chunk of the stage]. Backward, where both of a pair differ in depth:
-  /// [chunk][block of 64][16 of depth][lane % 4][half of the 16], {two rounded ones, two rests}.
-  __device__ __forceinline__ void fill(uint8_t* to, int first_feature, int stage) const {
-    if constexpr (!kBackward) {
-      const int rows[2] = {first_feature + id, first_feature + id + 64};
-      float s[2][4];
-      load(s, rows, stage * 4);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        *reinterpret_cast<uint4*>(to + (id + 64 * h) * 16) =
-            make_uint4(split<T>(s[h][0]), split<T>(s[h][1]), split<T>(s[h][2]), split<T>(s[h][3]));
-      }
-    } else {
-      const int row = stage * kLargeDepth + 2 * id;
-      const int rows[4] = {row, row + 1, row + 128, row + 129};
-      float s[4][2];
-      load(s, rows, first_feature / 64);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int pair = id + 64 * h, eight = pair % 32 / 4;
-        uint8_t* at = to + pair / 32 * 256 + eight / 2 * 64 + pair % 4 * 16 + eight % 2 * 8;
-#pragma unroll
-        for (int chunk = 0; chunk < 2; ++chunk) {
-          const uint32_t first = split<T>(s[2 * h][chunk]), second = split<T>(s[2 * h + 1][chunk]);
-          *reinterpret_cast<uint2*>(at + chunk * 1024) =
-              make_uint2(__byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632));
-        }
-      }
-    }
-  }
-};
 
 /// Adds up the sums of the parts of the depth: every block those of its share of the tokens, in the
 /// order of the parts. `buffer` is the rings' memory, which nobody needs any more.
@@ -277,12 +148,12 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
 
   if (tid == kConsumers) {
     for (int s = 0; s < v.weight_stages; ++s) {
-      init_barrier(full(weight_barriers, s), 1 + 64);
-      init_barrier(empty(weight_barriers, s), kConsumers);
+      init_barrier(ring_full(weight_barriers, s), 1 + 64);
+      init_barrier(ring_empty(weight_barriers, s), kConsumers);
     }
     for (int s = 0; s < v.input_stages; ++s) {
-      init_barrier(full(input_barriers, s), 1);
-      init_barrier(empty(input_barriers, s), pair * kConsumers / 32);
+      init_barrier(ring_full(input_barriers, s), 1);
+      init_barrier(ring_empty(input_barriers, s), pair * kConsumers / 32);
     }
     publish_barriers();
   }
@@ -301,8 +172,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           const int feature = (tile_at(a, i).feature * pair + rank) * kLargeFeatures;
 #pragma unroll 1
           for (int stage = 0; stage < stages; ++stage) {
-            const uint32_t barrier = full(weight_barriers, slot.index);
-            wait_barrier(empty(weight_barriers, slot.index), slot.parity);
+            const uint32_t barrier = ring_full(weight_barriers, slot.index);
+            wait_barrier(ring_empty(weight_barriers, slot.index), slot.parity);
             arrive_expecting(barrier, l.codes_stage);
             copy_tensor_2d(base + l.codes + slot.index * l.codes_stage, &codes_map,
                            kBackward ? feature / 2 : (first_stage + stage) * (kLargeDepth / 2),
@@ -322,8 +193,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           if (token >= a.m) token = 0;  // any will do, and a box of nothing but zeros is slow
 #pragma unroll 1
           for (int block = 0; block < stages * 4; ++block) {
-            const uint32_t barrier = full(input_barriers, slot.index);
-            wait_barrier(empty(input_barriers, slot.index), slot.parity);
+            const uint32_t barrier = ring_full(input_barriers, slot.index);
+            wait_barrier(ring_empty(input_barriers, slot.index), slot.parity);
             arrive_expecting(barrier, l.input_stage);
             copy_tensor_2d_to_all(half + slot.index * l.input_stage, &input_map,
                                   first_stage * kLargeDepth + block * 64, token, barrier,
@@ -334,7 +205,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       }
     } else {
       auto* map = reinterpret_cast<float*>(shared + l.map);
-      ScaleProducer<T, kBackward> producer{a, map, 0.0f, tid % 64};
+      LargeScaleProducer<T, kBackward> producer{a, map, 0.0f, tid % 64};
       if (a.scales.absmax_8bit != nullptr) {
         for (int i = tid % 64; i < 256; i += 64) map[i] = __ldg(a.scales.absmax_code + i);
         producer.offset = __ldg(a.scales.absmax_offset);
@@ -346,10 +217,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
         const int feature = (tile_at(a, i).feature * pair + rank) * kLargeFeatures;
 #pragma unroll 1
         for (int stage = 0; stage < stages; ++stage) {
-          wait_barrier(empty(weight_barriers, slot.index), slot.parity);
+          wait_barrier(ring_empty(weight_barriers, slot.index), slot.parity);
           producer.fill(shared + l.scales + slot.index * l.scales_stage, feature,
                         first_stage + stage);
-          arrive(full(weight_barriers, slot.index));
+          arrive(ring_full(weight_barriers, slot.index));
           slot.next(v.weight_stages);
         }
       }
@@ -371,7 +242,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
     const uint64_t operand = swizzled_operand(base + l.inputs);
     // Lanes 0 and 1 free a stage of the activations in both blocks.
     const uint32_t release_at =
-        keep(peer_address(empty(input_barriers, 0), split * pair + (lane < pair ? lane : 0)));
+        keep(peer_address(ring_empty(input_barriers, 0), split * pair + (lane < pair ? lane : 0)));
     const uint32_t outputs = base + l.outputs + group * kLargePass * 128;
 
     struct Block {
@@ -430,7 +301,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
     uint32_t fragments[2][16];
     Block q;
     Slot weight, input;  // of the codes in q, of the next product
-    wait_barrier(full(weight_barriers, 0), 0);
+    wait_barrier(ring_full(weight_barriers, 0), 0);
     fetch(q, 0, 0);
     decode(fragments[0], q, 0, 0);
     wait_for_previous_kernel();
@@ -443,7 +314,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       for (int stage = 0; stage < stages; ++stage) {
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
-          wait_barrier(full(input_barriers, input.index), input.parity);
+          wait_barrier(ring_full(input_barriers, input.index), input.parity);
           const uint64_t x = operand + static_cast<uint32_t>(input.index * (l.input_stage >> 4));
           fence_products();
 #pragma unroll
@@ -457,7 +328,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
             weight.next(v.weight_stages);
             // Behind the very last block comes one that is decoded and not used.
             if (!last_tile || stage + 1 < stages) {
-              wait_barrier(full(weight_barriers, weight.index), weight.parity);
+              wait_barrier(ring_full(weight_barriers, weight.index), weight.parity);
             }
           }
           fetch(q, weight.index, (b + 1) % 4);
@@ -466,8 +337,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
           done = release_at + input.index * 16;
           input.next(v.input_stages);
           decode(fragments[(b + 1) % 2], q, weight.index, (b + 1) % 4);
-          if (b == 2) {                            // its last codes are decoded
-            arrive(empty(weight_barriers, held));  // every lane: racecheck follows no deputies
+          if (b == 2) {                                 // its last codes are decoded
+            arrive(ring_empty(weight_barriers, held));  // every lane: racecheck follows no deputies
           }
         }
       }

@@ -29,206 +29,10 @@
 #include "cuda/common/wgmma_sm90.cuh"
 #include "cuda/fourbit_matmul.h"
 #include "cuda/fourbit_mid.h"
-#include "cuda/fourbit_pairs.cuh"
+#include "cuda/fourbit_mid_scales.cuh"
 
 namespace lowbit::kernels::cuda {
 namespace {
-
-struct MidArgs {
-  BlockScales scales;
-  const void* bias;
-  void* output;
-  int m, n, k;
-  int tile;   // tokens of a block: the copy engine is slow on what lies behind the last one
-  int shift;  // log2 of the columns of a scale, over 64
-  int log_splits;
-  int stages, rest;    // of every block of a cluster, and one more for the first `rest`
-  bool vector_output;  // four outputs of a token may be stored at once
-  enum Scales : int8_t { kBytes, kWords, kVectors } read;  // at a time
-  DType bias_dtype;
-  float inverse_factor;  // of the table, where codes are scaled
-  PairTable table;
-};
-
-enum NamedBarrier { kTable = 1, kConsumers = 2, kScaleWarps = 3 };
-
-/// Barriers of a ring: slot s is full at base + 16 s, empty at base + 16 s + 8.
-__device__ __forceinline__ uint32_t full(uint32_t base, int slot) { return base + slot * 16; }
-__device__ __forceinline__ uint32_t empty(uint32_t base, int slot) { return base + slot * 16 + 8; }
-
-/// Bytes of a scale slot before the four scales of stage `stage` of a row: chunks of 16 bytes
-/// permuted so that eight rows lie in different banks.
-__device__ __forceinline__ uint32_t scale_place(int row, int stage) {
-  return row * 64 + ((stage ^ (row >> 1 & 3)) << 4);
-}
-
-/// Scales of four blocks of 64 columns of a row, before they are decoded. Rows behind N get those
-/// of the last row, which are not stored, blocks behind K those of the last block, which meet
-/// zeros.
-struct RawScales {
-  uint32_t codes = 0;  // nested
-  float4 high;         // or what they are in float32
-
-  __device__ __forceinline__ static RawScales load(const MidArgs& a, int row, int block) {
-    RawScales raw;
-    const int blocks = a.k / 64, first = min(row, a.n - 1) * (blocks >> a.shift);
-    const bool nested = a.scales.absmax_8bit != nullptr;
-    if (a.read != MidArgs::kBytes) {
-      const int at = first + min(block, blocks - 4);
-      if (nested) {
-        raw.codes = __ldg(reinterpret_cast<const uint32_t*>(a.scales.absmax_8bit + at));
-        const float high = __ldg(a.scales.absmax2 + at / kNestedBlocksize);
-        raw.high = make_float4(high, high, high, high);
-      } else {
-        raw.high = __ldg(reinterpret_cast<const float4*>(a.scales.absmax + at));
-      }
-      return raw;
-    }
-    const auto one = [&](int j) {
-      const int at = first + (min(block + j, blocks - 1) >> a.shift);
-      if (!nested) return __ldg(a.scales.absmax + at);
-      raw.codes |= uint32_t{__ldg(a.scales.absmax_8bit + at)} << (8 * j);
-      return __ldg(a.scales.absmax2 + at / kNestedBlocksize);
-    };
-    raw.high = make_float4(one(0), one(1), one(2), one(3));
-    return raw;
-  }
-
-  __device__ __forceinline__ float4 decode(const float* map, float offset) const {
-    const auto one = [&](int j, float v) {
-      return __fadd_rn(__fmul_rn(map[codes >> (8 * j) & 255], v), offset);
-    };
-    return make_float4(one(0, high.x), one(1, high.y), one(2, high.z), one(3, high.w));
-  }
-};
-
-/// Scales as the products are multiplied by them,
-struct Plain {
-  __device__ __forceinline__ float4 operator()(float4 v) const { return v; }
-};
-/// or as the codes are: divided by the table's factor, in two elements.
-template <typename T>
-struct Split {
-  float inverse_factor;
-  __device__ __forceinline__ float4 operator()(float4 v) const {
-    const auto one = [&](float s) { return __uint_as_float(split<T>(s * inverse_factor)); };
-    return make_float4(one(v.x), one(v.y), one(v.z), one(v.w));
-  }
-};
-
-/// Two warps: the scales of this block's rows, 16 blocks of 64 columns at a time, but for the
-/// first.
-template <typename Form, int kRowGroups>
-struct ScaleProducer {
-  const MidArgs& a;
-  uint8_t* shared;
-  uint32_t barriers;
-  int slot_bytes, scales_at, map_at;
-  int first_row, first_block, chunks;
-  int id;  // 0..63
-  Form form;
-
-  struct Raw {
-    uint32_t codes[4];
-    float high, next_high;  // of scales 0 and 15: a row of statistics may end between them
-  };
-
-  __device__ __forceinline__ int row_of(int r) const {
-    return min(first_row + id + 64 * r, a.n - 1);
-  }
-  __device__ __forceinline__ float4* to(int r, int slot, int q) const {
-    return reinterpret_cast<float4*>(shared + scales_at + slot * slot_bytes +
-                                     scale_place(id + 64 * r, q));
-  }
-
-  /// Nested scales, four or more of them at a time.
-  __device__ __forceinline__ Raw load(int r, int block) const {
-    Raw raw;
-    const int blocks = a.k / 64, first = row_of(r) * blocks + block;
-    const uint8_t* codes = a.scales.absmax_8bit;
-    raw.high = __ldg(a.scales.absmax2 + first / kNestedBlocksize);
-    raw.next_high = raw.high;
-    if (a.read == MidArgs::kVectors && block % 16 == 0) {
-      const uint4 v = __ldg(reinterpret_cast<const uint4*>(codes + first));
-      raw.codes[0] = v.x, raw.codes[1] = v.y, raw.codes[2] = v.z, raw.codes[3] = v.w;
-    } else {
-      const int last = blocks - 4 - block;
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        raw.codes[q] = __ldg(reinterpret_cast<const uint32_t*>(codes + first + min(4 * q, last)));
-      }
-      raw.next_high = __ldg(a.scales.absmax2 + (first + min(12, last)) / kNestedBlocksize);
-    }
-    return raw;
-  }
-  __device__ __forceinline__ void decode(const Raw& raw, int r, int block, int slot,
-                                         float offset) const {
-    const int first = (row_of(r) * (a.k / 64) + block) % kNestedBlocksize;
-    const uint32_t map = shared_address(shared + map_at);
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const float high = first + 4 * q < kNestedBlocksize ? raw.high : raw.next_high;
-      const auto one = [&](int j) {
-        const float v = __uint_as_float(shared_word(__dp4a(raw.codes[q], 4u << (8 * j), map)));
-        return __fadd_rn(__fmul_rn(v, high), offset);
-      };
-      *to(r, slot, q) = form(make_float4(one(0), one(1), one(2), one(3)));
-    }
-  }
-
-  /// The other kinds. Not cp.async, whose arrival racecheck does not follow.
-  __device__ __forceinline__ void copy(int r, int block, int slot, float offset) const {
-    if (a.read != MidArgs::kBytes) {
-      RawScales raw[4];
-#pragma unroll
-      for (int q = 0; q < 4; ++q) raw[q] = RawScales::load(a, row_of(r), block + 4 * q);
-#pragma unroll
-      for (int q = 0; q < 4; ++q) *to(r, slot, q) = form(raw[q].high);
-      return;
-    }
-    const bool nested = a.scales.absmax_8bit != nullptr;
-    const float* map = reinterpret_cast<const float*>(shared + map_at);
-#pragma unroll 1
-    for (int q = 0; q < 4; ++q) {
-      const RawScales raw = RawScales::load(a, row_of(r), block + 4 * q);
-      *to(r, slot, q) = form(nested ? raw.decode(map, offset) : raw.high);
-    }
-  }
-
-  __device__ __forceinline__ void run() const {
-    const bool nested = a.scales.absmax_8bit != nullptr;
-    const bool ahead = nested && a.read != MidArgs::kBytes;
-    Raw raw[kRowGroups];
-    float offset = 0.0f;
-    if (chunks < 2) return;
-    if (ahead) {
-#pragma unroll
-      for (int r = 0; r < kRowGroups; ++r) raw[r] = load(r, first_block + 16);
-    }
-    if (nested) {
-      float* map = reinterpret_cast<float*>(shared + map_at);
-      for (int i = id; i < 256; i += 64) map[i] = __ldg(a.scales.absmax_code + i);
-      offset = __ldg(a.scales.absmax_offset);
-    }
-    sync_group<kScaleWarps>(64);
-#pragma unroll 1
-    for (int c = 1; c < chunks; ++c) {
-      const int slot = c & 1, block = first_block + c * 16;
-      if (c >= 2) wait_barrier(empty(barriers, slot), (c / 2 - 1) & 1);
-      if (ahead) {
-#pragma unroll
-        for (int r = 0; r < kRowGroups; ++r) {
-          decode(raw[r], r, block, slot, offset);
-          if (c + 1 < chunks) raw[r] = load(r, block + 16);
-        }
-      } else {
-#pragma unroll 1  // registers are few here
-        for (int r = 0; r < kRowGroups; ++r) copy(r, block, slot, offset);
-      }
-      arrive(full(barriers, slot));
-    }
-  }
-};
 
 template <typename T, int kVariant>
 __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
@@ -241,7 +45,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   constexpr int kConsumerThreads = kGroups * 128;
   constexpr int kBlocks = 4 / v.slices;  // of 64 columns, of a stage, for a warpgroup
   constexpr bool kScaled = v.scaled;
-  using Form = std::conditional_t<kScaled, Split<T>, Plain>;
+  using Form = std::conditional_t<kScaled, SplitScales<T>, PlainScales>;
   constexpr int kInputBlocks = mid_input_blocks(v), kStageSlots = 4 / kInputBlocks;
   static_assert(l.bytes <= 232448 && l.inputs % 1024 == 0);
   static_assert(l.received + (kTokens + kMidMaxSplits) * kRows * 4 <= l.barriers);
@@ -266,10 +70,10 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
     // 80 cycles each. The rings of scales, weights and inputs lie behind each other.
 #pragma unroll
     for (int s = 0; s < 2 + v.weight_stages + l.input_slots; ++s) {
-      init_barrier(full(scale_barriers, s), s < 2 ? 64 : 1);
-      init_barrier(empty(scale_barriers, s), s < 2                     ? kConsumerThreads
-                                             : s < 2 + v.weight_stages ? kGroups * 4
-                                                                       : v.row_groups * 4);
+      init_barrier(ring_full(scale_barriers, s), s < 2 ? 64 : 1);
+      init_barrier(ring_empty(scale_barriers, s), s < 2                     ? kConsumerThreads
+                                                  : s < 2 + v.weight_stages ? kGroups * 4
+                                                                            : v.row_groups * 4);
     }
     publish_barriers();
   }
@@ -285,11 +89,11 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
         uint32_t parity = 1;
 #pragma unroll 1
         for (int i = 0; i < stages; ++i) {
-          if (i >= v.weight_stages) wait_barrier(empty(weight_barriers, slot), parity);
-          arrive_expecting(full(weight_barriers, slot), l.weight_stage);
+          if (i >= v.weight_stages) wait_barrier(ring_empty(weight_barriers, slot), parity);
+          arrive_expecting(ring_full(weight_barriers, slot), l.weight_stage);
           copy_tensor_2d(base + l.weights + slot * l.weight_stage, &codes_map,
                          (first_stage + i) * (kMidColumns / 2), first_row,
-                         full(weight_barriers, slot), policy);
+                         ring_full(weight_barriers, slot), policy);
           if (++slot == v.weight_stages) slot = 0, parity ^= 1;
         }
       }
@@ -301,25 +105,25 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
         const int slots = stages * kStageSlots;
 #pragma unroll 1
         for (int i = 0; i < slots; ++i) {
-          if (i >= l.input_slots) wait_barrier(empty(input_barriers, slot), parity);
-          arrive_expecting(full(input_barriers, slot), kInputBlocks * a.tile * 128);
+          if (i >= l.input_slots) wait_barrier(ring_empty(input_barriers, slot), parity);
+          arrive_expecting(ring_full(input_barriers, slot), kInputBlocks * a.tile * 128);
           copy_tensor_3d(base + l.inputs + slot * l.input_slot, &input_map, 0, first_token,
-                         first_stage * 4 + i * kInputBlocks, full(input_barriers, slot));
+                         first_stage * 4 + i * kInputBlocks, ring_full(input_barriers, slot));
           if (++slot == l.input_slots) slot = 0, parity ^= 1;
         }
       }
     } else {
-      ScaleProducer<Form, v.row_groups>{a,
-                                        shared,
-                                        scale_barriers,
-                                        l.scale_slot,
-                                        l.scales,
-                                        l.map,
-                                        first_row,
-                                        first_stage * 4,
-                                        (stages + kMidScaleStages - 1) / kMidScaleStages,
-                                        tid % 64,
-                                        form}
+      MidScaleProducer<Form, v.row_groups>{a,
+                                           shared,
+                                           scale_barriers,
+                                           l.scale_slot,
+                                           l.scales,
+                                           l.map,
+                                           first_row,
+                                           first_stage * 4,
+                                           (stages + kMidScaleStages - 1) / kMidScaleStages,
+                                           tid % 64,
+                                           form}
           .run();
     }
     __syncwarp();
@@ -405,25 +209,25 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   const auto next_stage = [&] {
     __syncwarp();
     if (stage < stages) {
-      if (leader) arrive(empty(weight_barriers, slot));
+      if (leader) arrive(ring_empty(weight_barriers, slot));
       if (stage % kMidScaleStages == kMidScaleStages - 1) {
         // Every lane: racecheck follows no deputies where threads wrote what is read.
-        arrive(empty(scale_barriers, stage / kMidScaleStages & 1));
+        arrive(ring_empty(scale_barriers, stage / kMidScaleStages & 1));
       }
     }
     ++stage;
     if (++slot == v.weight_stages) slot = 0, parity ^= 1;
     if (stage < stages) {
-      wait_barrier(full(weight_barriers, slot), parity);
+      wait_barrier(ring_full(weight_barriers, slot), parity);
       if (stage % kMidScaleStages == 0) {
         const int chunk = stage / kMidScaleStages;
-        wait_barrier(full(scale_barriers, chunk & 1), (chunk - 1) / 2 & 1);
+        wait_barrier(ring_full(scale_barriers, chunk & 1), (chunk - 1) / 2 & 1);
       }
     }
   };
 
-  sync_group<kTable>(kConsumerThreads);
-  wait_barrier(full(weight_barriers, 0), 0);
+  sync_group<kMidTable>(kConsumerThreads);
+  wait_barrier(ring_full(weight_barriers, 0), 0);
   fetch(q, 0, 0, 0);
   decode(fragments[0], q);
   scales[0][0] = q.scale, scales[0][1] = q.next_scale;
@@ -438,7 +242,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
       const int now = b & 1, next = now ^ 1;
       const int input =
           input_stage * kStageSlots + slice * (kBlocks / kInputBlocks) + b / kInputBlocks;
-      if (b % kInputBlocks == 0) wait_barrier(full(input_barriers, input), input_parity);
+      if (b % kInputBlocks == 0) wait_barrier(ring_full(input_barriers, input), input_parity);
       const uint64_t x = operand + static_cast<uint32_t>(input * (l.input_slot >> 4) +
                                                          b % kInputBlocks * (a.tile * 8));
       if constexpr (!kScaled) pin(products);
@@ -457,7 +261,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
         wait_products<1>();
         if (b % kInputBlocks == 0) {
           if (leader && i + b != 0) arrive(done);
-          done = empty(input_barriers, input);
+          done = ring_empty(input_barriers, input);
         }
       }
       decode(fragments[next], q);
@@ -468,7 +272,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
         wait_products<0>();
         pin(products);
         if (b % kInputBlocks == kInputBlocks - 1) {
-          if (leader) arrive(empty(input_barriers, input));
+          if (leader) arrive(ring_empty(input_barriers, input));
         }
 #pragma unroll
         for (int j = 0; j < kTokens / 2; ++j) {
@@ -486,7 +290,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
   // ---- sums of the slices, in the rings' memory
   if (splits > 1) arrive_cluster_relaxed();
   wait_for_previous_kernel();
-  sync_group<kConsumers>(kConsumerThreads);
+  sync_group<kMidConsumers>(kConsumerThreads);
   auto* partial = reinterpret_cast<float*>(shared + l.weights);
   {
     float* to = partial + slice * kTokens * l.sum_pitch + row;
@@ -497,7 +301,7 @@ __global__ void __launch_bounds__(mid_threads(kMidVariants[kVariant]), 1)
       two[8] = sums[4 * j + 2], two[l.sum_pitch + 8] = sums[4 * j + 3];
     }
   }
-  sync_group<kConsumers>(kConsumerThreads);
+  sync_group<kMidConsumers>(kConsumerThreads);
   constexpr int kQuads = kRows / 4;
   const auto own_sum = [&](int token, int quad) {
     const float* from = partial + token * l.sum_pitch + quad * 4;

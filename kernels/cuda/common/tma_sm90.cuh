@@ -28,6 +28,11 @@ __device__ __forceinline__ void arrive_expecting(uint32_t barrier, uint32_t byte
 __device__ __forceinline__ void arrive_at_peer(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+/// Barriers of a ring: slot s is full at base + 16 s, empty at base + 16 s + 8.
+__device__ __forceinline__ uint32_t ring_full(uint32_t base, int slot) { return base + slot * 16; }
+__device__ __forceinline__ uint32_t ring_empty(uint32_t base, int slot) {
+  return base + slot * 16 + 8;
+}
 /// Waits for the end of the current or last phase of this parity.
 __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) {
   asm volatile(
