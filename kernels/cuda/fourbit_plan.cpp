@@ -293,6 +293,10 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
     const Matmul4bitCudaPlan small = best_small(p, device);
     if (small.grid_x > 0) return small;
   }
+  if (p.k > 0) {  // few tokens, but K or the blocks are not the small kernel's
+    const Matmul4bitCudaPlan mid = best_mid_sm80(&p, 1, device);
+    if (mid.grid_x > 0) return mid;
+  }
   return plan_general(p);
 }
 

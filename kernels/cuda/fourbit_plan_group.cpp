@@ -9,6 +9,8 @@ namespace lowbit::kernels::cuda {
 namespace {
 
 constexpr int64_t kSmallTokens = 8;  // the small kernel serves no more in one pass
+// Up to which the kernel without wgmma is the faster one for a group on Hopper (H200).
+constexpr int64_t kHopperTokens = 32, kHopperRows = 64;  // of a multiprocessor
 
 /// The instance for a weight of all the members' rows, and its blocks spread over the members.
 Matmul4bitCudaPlan plan_small_group(const Matmul4bitParams* members, int32_t count,
@@ -56,7 +58,15 @@ Matmul4bitCudaPlan plan_matmul_4bit_group(const Matmul4bitParams* members, int32
   }
   if (members[0].m <= kSmallTokens) return plan_small_group(members, count, device);
   const Matmul4bitCudaPlan plan = best_mid_sm80(members, count, device);
-  return plan.fused ? plan : Matmul4bitCudaPlan{};
+  if (!plan.fused) return {};
+  // Hopper has a faster kernel for a single weight. Weights that leave it multiprocessors to spare
+  // are faster together all the same.
+  int64_t rows = 0;
+  for (int32_t i = 0; i < count; ++i) rows += members[i].n;
+  const bool together =
+      device.compute_capability != 90 ||
+      (members[0].m <= kHopperTokens && rows <= kHopperRows * device.multiprocessors);
+  return together ? plan : Matmul4bitCudaPlan{};
 }
 
 }  // namespace lowbit::kernels::cuda

@@ -61,7 +61,8 @@ TEST(CudaMatmulPlan, OddProblemsGoToTheGeneralKernel) {
   EXPECT_NE("general", kernel(problem(1, 4096, 4096)));
   EXPECT_EQ("general", kernel(problem(1, 4096, 4096), kTuring));
   EXPECT_EQ("general", kernel(problem(1, 4096, 4095)));
-  EXPECT_EQ("general", kernel(problem(1, 4096, 4000)));
+  EXPECT_EQ("general", kernel(problem(1, 4096, 4004)));
+  EXPECT_EQ("mid_sm80_16_fine32", kernel(problem(1, 4096, 4000)));
   Matmul4bitParams p = problem(1, 4096, 4096);
   p.dtype = DType::kFloat32;
   EXPECT_EQ("general", kernel(p));
@@ -70,7 +71,8 @@ TEST(CudaMatmulPlan, OddProblemsGoToTheGeneralKernel) {
   EXPECT_EQ("general", kernel(p));
   p = problem(1, 4096, 4160);
   p.blocksize = 128;  // blocks straddle rows
-  EXPECT_EQ("general", kernel(p));
+  EXPECT_EQ(0u, kernel(p).find("mid_sm80_16_r"));
+  EXPECT_EQ("general", kernel(p, kTuring));
   p = problem(2, 4096, 4096);
   p.input_stride = 4097;
   EXPECT_EQ("general", kernel(p));
@@ -177,6 +179,24 @@ TEST(CudaMatmulPlan, GroupsFillTheDeviceOnce) {
   }
 }
 
+/// On Hopper, more tokens come together where one weight alone leaves multiprocessors to spare.
+TEST(CudaMatmulPlan, GroupsOfMoreTokens) {
+  const auto grouped = [](int64_t m, int64_t n, const DeviceProperties& device) {
+    const Matmul4bitParams members[] = {problem(m, n, 4096), problem(m, 1024, 4096),
+                                        problem(m, 1024, 4096)};
+    const Matmul4bitCudaPlan plan = plan_matmul_4bit_group(members, 3, device);
+    EXPECT_TRUE(plan.grid_x == 0 || (plan.id >= kMidSm80 && plan.id < kMid && plan.fused));
+    EXPECT_EQ(plan.grid_x == 0 ? 1 : 3, plan.members);
+    return plan.grid_x > 0;
+  };
+  EXPECT_TRUE(grouped(16, 4096, kHopper));
+  EXPECT_FALSE(grouped(128, 4096, kHopper));
+  EXPECT_FALSE(grouped(16, 14336, kHopper));
+  EXPECT_TRUE(grouped(16, 14336, kAmpere));
+  EXPECT_FALSE(grouped(1024, 4096, kAmpere));
+  EXPECT_FALSE(grouped(16, 4096, kTuring));
+}
+
 TEST(CudaMatmulPlan, MembersThatDifferAreNoGroup) {
   const auto grouped = [](const Matmul4bitParams& a, const Matmul4bitParams& b,
                           const DeviceProperties& device = kHopper) {
@@ -270,6 +290,8 @@ TEST(CudaMatmulPlan, EveryProblemHasAPlanThatApplies) {
             ASSERT_EQ(0, k % granule);
             ASSERT_EQ(0, p.blocksize % granule);
           } else if (plan.id >= kSmall) {
+            ASSERT_TRUE(!kSmallVariants[plan.id - kSmall].engine ||
+                        device.compute_capability == 90);
             ASSERT_TRUE(small_applies(p));
             ASSERT_LT(plan.id, kSmall + kSmallVariantCount);
           }
