@@ -65,7 +65,7 @@ void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& devic
 // The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by rows and tokens; for
 // a launch; for the sums that a cluster exchanges. Measured:
 // benchmarks/results/h200_fourbit_matmul.md.
-constexpr int64_t kMidTileCycles[2][4] = {{178, 200, 260, 385}, {150, 178, 250, 405}};
+constexpr int64_t kMidTileCycles[2][4] = {{178, 200, 290, 385}, {150, 178, 250, 405}};
 constexpr int64_t kMidLaunchCycles = 4500;
 constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
 constexpr int64_t kMidFrom = 9;  // tokens; the small kernel serves fewer
@@ -89,11 +89,11 @@ int64_t mid_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
 // The large-M kernel's time in cycles (H200), alike for blocks that share the activations and
 // others: for 128 features x 64 of depth, by variant; for the outputs of a tile; for a launch; for
 // the sums of 1, 2 or 4 parts of the depth. Measured: benchmarks/results/h200_fourbit_matmul.md.
-constexpr int64_t kLargeBlockCycles[] = {580, 715, 800, 975, 1045, 1200};
+constexpr int64_t kLargeBlockCycles[] = {580, 715, 850, 990, 1075, 1200};
 constexpr int64_t kLargeBackwardBlockCycles[] = {775, 955, 1035, 1150, 1250, 1350};
 constexpr int64_t kLargeOutputCycles[] = {750, 1500, 1850, 2200, 2550, 2900};
 constexpr int64_t kLargeLaunchCycles = 4500;
-constexpr int64_t kLargeExchangeCycles[] = {0, 500, 5000};
+constexpr int64_t kLargeExchangeCycles[] = {0, 2500, 5000};
 constexpr int64_t kLargeFrom = 65;  // tokens
 
 /// Clusters that find room at a time: they lie in one group of multiprocessors each.
@@ -106,7 +106,10 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                      const DeviceProperties& device, bool backward) {
   const int variant = plan.id - kLarge;
   const int64_t tokens = kLargeVariants[variant].tokens;
-  const int64_t block = (backward ? kLargeBackwardBlockCycles : kLargeBlockCycles)[variant];
+  int64_t block = (backward ? kLargeBackwardBlockCycles : kLargeBlockCycles)[variant];
+  // Tokens behind M are slow to copy, but for two blocks that share them.
+  const int64_t outside = ceil_div(p.m, tokens) * tokens - p.m;
+  if (plan.together == 1 && outside > 0) block = std::max(block, tokens + 500 + 7 * outside);
   const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
   const int64_t tiles = ceil_div(features, kLargeFeatures * plan.together) * ceil_div(p.m, tokens);
   const int64_t work = ceil_div(ceil_div(depth, kLargeDepth), plan.splits) * 4 * block +
