@@ -93,7 +93,7 @@ constexpr int64_t kLargeBlockCycles[] = {580, 715, 850, 990, 1075, 1200};
 constexpr int64_t kLargeBackwardBlockCycles[] = {775, 955, 1035, 1150, 1250, 1350};
 constexpr int64_t kLargeOutputCycles[] = {750, 1500, 1850, 2200, 2550, 2900};
 constexpr int64_t kLargeLaunchCycles = 4500;
-constexpr int64_t kLargeExchangeCycles[] = {0, 2500, 5000};
+constexpr int64_t kLargeExchangeCycles[] = {0, 3000, 5000};
 constexpr int64_t kLargeFrom = 65;  // tokens
 
 /// Clusters that find room at a time: they lie in one group of multiprocessors each.
