@@ -49,7 +49,9 @@ struct MidSm80Args {
 
 /// The row of a tile, or the token of eight, that fragment index i stands for: whichever order puts
 /// the lanes that read at a time into different banks.
-__device__ __forceinline__ constexpr int spread(int i) { return (i & 3) * 2 + (i >> 2); }
+[[maybe_unused]] __device__ __forceinline__ constexpr int spread(int i) {
+  return (i & 3) * 2 + (i >> 2);
+}
 template <int kGranule>
 __device__ __forceinline__ constexpr int token_of(int i) {
   return kGranule == 64 ? i : kGranule == 32 ? (i >> 1) + 4 * (i & 1) : spread(i);
@@ -100,8 +102,8 @@ __global__ void __launch_bounds__(kMidSm80Variants[kVariant].warps * 32, 1)
   const int first_token = blockIdx.y * kTokens, tokens = min(kTokens, a.m - first_token);
   const int stages = (a.k + kMidSm80Columns - 1) / kMidSm80Columns;
 
-  // What lies behind the last row, token or column is read from a place that exists: only the
-  // activations behind K must be zeros, the others meet those or are never stored.
+  // What lies behind the last row or column of W is read from a place that exists: it meets
+  // activations of zero, or is never stored.
 
   // ---- codes: 16 bytes of a row at chunk ^ (row & 7) of its 128
   constexpr int kCodeCopies = kRows * 8 / kThreads, kCodeRows = kThreads / 8;
@@ -147,12 +149,14 @@ __global__ void __launch_bounds__(kMidSm80Variants[kVariant].warps * 32, 1)
   const auto fetch_input = [&](int stage, int slot) {
     const int column = stage * kMidSm80Columns + input_chunk * 8;
     const T* from = input_base + (column < a.k ? column : 0);
-    const int bytes = column < a.k ? 16 : 0;
-#pragma unroll
+    const int present = column < a.k ? tokens : 0;
+#pragma unroll(kInputCopies > 4 ? 2 : kInputCopies)
     for (int i = 0; i < kInputCopies; ++i) {
-      const auto token = static_cast<uint32_t>(min(input_token + i * kInputTokens, tokens - 1));
-      copy_async(input_to + slot * l.inputs_stage + i * (kInputTokens * 128),
-                 from + token * input_stride, bytes);
+      // A token that is not there is not read: the same few bytes for all would be slow to come.
+      const int token = input_token + i * kInputTokens;
+      const uint32_t at = token < present ? static_cast<uint32_t>(token) * input_stride : 0;
+      copy_async(input_to + slot * l.inputs_stage + i * (kInputTokens * 128), from + at,
+                 token < present ? 16 : 0);
     }
   };
 

@@ -1,4 +1,5 @@
-// Which CUDA kernel runs a 4-bit matmul, and on what grid. Needs no CUDA.
+// Which CUDA kernel runs a 4-bit matmul, and on what grid. Needs no CUDA. The times behind the
+// thresholds are in benchmarks/results/h200_fourbit_matmul.md.
 #include <algorithm>
 
 #include "cuda/fourbit_large.h"
@@ -68,7 +69,8 @@ void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& devic
 constexpr int64_t kMidTileCycles[2][4] = {{178, 200, 290, 385}, {150, 178, 250, 405}};
 constexpr int64_t kMidLaunchCycles = 4500;
 constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
-constexpr int64_t kMidFrom = 9;  // tokens; the small kernel serves fewer
+constexpr int64_t kMidFrom = 9;     // tokens; the small kernel serves fewer
+constexpr int64_t kSmallMost = 16;  // tokens that the small kernel serves in one pass
 // Clusters of eight were never the fastest: few of them find room at a time.
 constexpr int kMidSplitsTried = 4;
 
@@ -288,7 +290,10 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
     }
     if (mid.grid_x > 0) return mid;
   }
-  if (p.k > 0 && p.m >= kMidFrom) {
+  // With a tile or none for each multiprocessor the small kernel, whose warps share K, is faster.
+  const bool few = p.m <= kSmallMost && ceil_div(p.n, kSmallRows) <= device.multiprocessors &&
+                   p.blocksize >= 64 && small_applies(p);
+  if (p.k > 0 && p.m >= kMidFrom && !few) {
     const Matmul4bitCudaPlan mid = best_mid_sm80(&p, 1, device);
     if (mid.grid_x > 0) return mid;
   }

@@ -1,4 +1,5 @@
-// The plan of the mid-M kernel without wgmma (sm_80 and later). Needs no CUDA.
+// The plan of the mid-M kernel without wgmma (sm_80 and later). Needs no CUDA. The times behind it
+// are in benchmarks/results/h200_fourbit_sm80.md.
 #include <algorithm>
 
 #include "cuda/fourbit_group.h"
@@ -13,22 +14,23 @@ bool aligned(const void* pointer, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
-// The kernel's time in cycles (H200): for 16 rows x 64 columns of W by tokens, for a stage, for a
-// launch.
-constexpr int64_t kUnitCycles[] = {40, 56, 95};
-constexpr int64_t kStageCycles = 250;
-constexpr int64_t kLaunchCycles = 5000;
-// Tokens, in passes of 64, up to which it beats writing the weight out in 16 bits.
-constexpr int64_t kFused = 128;
+constexpr int64_t kLaunchCycles = 3500;
+// Where more blocks than multiprocessors come and two fit on one, they hide each other's waits.
+constexpr int64_t kSharedTenths = 8;
+// Tokens, in passes of 64, up to which it beats writing the weight out in 16 bits; with granules
+// below 64 columns.
+constexpr int64_t kFused = 128, kFusedFine = 64;
 
 int token_class(int64_t m) { return m <= 16 ? 0 : m <= 32 ? 1 : 2; }
 
 int64_t cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                const DeviceProperties& device) {
   const MidSm80Variant& v = kMidSm80Variants[plan.id - kMidSm80];
-  const int64_t stages = ceil_div(p.k, kMidSm80Columns), tiles = mid_sm80_rows(v) / 16;
-  return ceil_div(int64_t{plan.grid_x} * plan.grid_y, device.multiprocessors) * stages *
-             (4 * tiles * kUnitCycles[token_class(v.tokens)] + kStageCycles) +
+  const int64_t rounds = ceil_div(int64_t{plan.grid_x} * plan.grid_y, device.multiprocessors);
+  // A multiprocessor has 1 KB more, and keeps 1 KB of each block for itself.
+  const bool two = 2 * (plan.shared_bytes + 1024) <= device.shared_bytes_per_block + 1024;
+  return rounds * ceil_div(p.k, kMidSm80Columns) * v.cycles *
+             (two && rounds > 1 ? kSharedTenths : 10) / 10 +
          kLaunchCycles;
 }
 
@@ -48,7 +50,7 @@ Matmul4bitCudaPlan plan_mid_sm80(const Matmul4bitParams* members, int32_t count,
   Matmul4bitCudaPlan plan;
   plan.kernel = v.name;
   plan.id = kMidSm80 + variant;
-  plan.fused = members[0].m <= kFused;
+  plan.fused = members[0].m <= (v.granule == 64 ? kFused : kFusedFine);
   plan.threads = v.warps * 32;
   plan.members = count;
   plan.grid_y = static_cast<int32_t>(ceil_div(members[0].m, v.tokens));
