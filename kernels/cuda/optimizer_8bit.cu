@@ -17,261 +17,484 @@
 namespace lowbit::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+#ifndef OPT_THREADS
+#define OPT_THREADS 768
+#endif
+#ifndef OPT_MINBLOCKS
+#define OPT_MINBLOCKS 1
+#endif
+#ifndef OPT_RING
+#define OPT_RING 0
+#endif
+constexpr int kThreads = OPT_THREADS;
+constexpr int kMinBlocks = OPT_MINBLOCKS;
+constexpr int kRing = OPT_RING;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBlock = static_cast<int>(kOptimizerBlocksize);
 constexpr int kPerLane = kBlock / 32;
 static_assert(kPerLane == 8);
 
 struct Nothing {};
+#if OPT_PLAINST
+#define STORE2(p, v) (*reinterpret_cast<uint2*>(p) = (v))
+#else
+#define STORE2(p, v) __stcs(reinterpret_cast<uint2*>(p), (v))
+#endif
 
-/// Eight codes as they lie in memory; those behind the end are 0.
-__device__ __forceinline__ uint2 load_codes(const uint8_t* codes, int valid, bool aligned) {
-  if (valid == kPerLane && aligned) return __ldcs(reinterpret_cast<const uint2*>(codes));
-  uint32_t words[2] = {0, 0};
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    if (j < valid) words[j / 4] |= uint32_t{codes[j]} << (8 * (j % 4));
+
+
+/// What a thread block knows of the two maps.
+template <OptimizerKind kKind>
+struct Maps {
+  StateCode<true> map1;
+  std::conditional_t<has_second_state(kKind), StateCode<false>, Nothing> map2;
+  const float* rows;  // of values, for generic loads
+  uint32_t place;     // of the rows
+  void* ring;
+
+  /// All threads of the block; ends with a barrier.
+  __device__ void fill(const OptimizerLaunch& launch, char* memory) {
+    const auto begin = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+    char* here = memory + (StateLayout::rows_in(begin) - begin);
+    auto* to = reinterpret_cast<float*>(here);
+    constexpr int kRow = StateLayout::kRowFloats;
+    for (int i = threadIdx.x; i < 256 * kRow; i += kThreads) {
+      const float* map = i % kRow < 32 ? launch.map1 : launch.map2;
+      if (has_second_state(kKind) || i % kRow < 32) to[i] = map[i / kRow];
+    }
+    if (threadIdx.x == 0) {
+      rows = to;
+      ring = here + StateLayout::kRowsBytes;
+      place = static_cast<uint32_t>(__cvta_generic_to_shared(here));
+    }
+    map1.fill(launch.map1, reinterpret_cast<uint32_t*>(here - 2 * StateLayout::kTableBytes));
+    if constexpr (has_second_state(kKind)) {
+      map2.fill(launch.map2, reinterpret_cast<uint32_t*>(here - StateLayout::kTableBytes));
+    }
   }
-  return make_uint2(words[0], words[1]);
-}
-
-__device__ __forceinline__ void store_codes(uint8_t* codes, uint2 packed, int valid, bool aligned) {
-  if (valid == kPerLane && aligned) {
-    __stcs(reinterpret_cast<uint2*>(codes), packed);
-    return;
+  __device__ bool plain() const {
+    if constexpr (has_second_state(kKind)) {
+      if (map2.search) return false;
+    }
+    return !map1.search;
   }
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    if (j < valid) codes[j] = static_cast<uint8_t>((j < 4 ? packed.x : packed.y) >> (8 * (j % 4)));
-  }
-}
+};
 
-template <typename T>
-__device__ __forceinline__ Pack8<T> load_elements(const T* p, int valid, bool aligned) {
-  return valid == kPerLane && aligned ? load8(p) : load8_tail(p, valid);
-}
-
-template <bool kSigned>
-__device__ __forceinline__ void decode(const StateCode<kSigned>& map, uint2 codes, float absmax,
-                                       float* state) {
+/// place: rows + 4 * lane.
+template <int kMap>
+__device__ __forceinline__ void decode(uint2 codes, float absmax, uint32_t place,
+                                       float (&state)[kPerLane]) {
   const auto four = [&](uint32_t word, float* out) {
-    out[0] = __fmul_rn(map.template decode<0>(word), absmax);
-    out[1] = __fmul_rn(map.template decode<1>(word), absmax);
-    out[2] = __fmul_rn(map.template decode<2>(word), absmax);
-    out[3] = __fmul_rn(map.template decode<3>(word), absmax);
+    out[0] = __fmul_rn(state_value<kMap, 0>(word, place), absmax);
+    out[1] = __fmul_rn(state_value<kMap, 1>(word, place), absmax);
+    out[2] = __fmul_rn(state_value<kMap, 2>(word, place), absmax);
+    out[3] = __fmul_rn(state_value<kMap, 3>(word, place), absmax);
   };
   four(codes.x, state);
   four(codes.y, state + 4);
 }
 
-/// Largest magnitude of the block; NaN does not count. `state` behind the end is 0.
-__device__ __forceinline__ float block_absmax(const float* state) {
-  float largest = 0.0f;
+/// max that NaN wins.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.ftz.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+/// Largest magnitude of the block; NaN when one is.
+__device__ __forceinline__ float block_absmax(const float (&state)[kPerLane]) {
+  float largest = fabsf(state[0]);
 #pragma unroll
-  for (int j = 0; j < kPerLane; ++j) largest = fmaxf(largest, fabsf(state[j]));
-  // Floats that are not negative are ordered as their bits are.
+  for (int j = 1; j < kPerLane; ++j) largest = max_or_nan(largest, fabsf(state[j]));
+  // Floats that are not negative are ordered as their bits are; NaN is above infinity.
   return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(largest)));
 }
 
-/// Codes of a block's states.
-template <CodeRule kRule, bool kMayBeNaN, bool kSigned>
-__device__ __forceinline__ uint2 encode(const StateCode<kSigned>& map, const float* state,
-                                        float absmax) {
-  uint32_t words[2] = {0, 0};
-  // Outside this range the quotient below may not be the rounded one; 0 and infinity are there too.
-  if (absmax >= 0x1p-70f && absmax <= 0x1p125f && !map.search) {
-    const float reciprocal = __frcp_rn(absmax);
-    float y[kPerLane], mark = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kPerLane; ++j) {
-      // state / absmax, rounded to nearest: the reciprocal is, and one correction makes the
-      // quotient so (Markstein 1990, "Computation of elementary functions on the IBM RISC
-      // System/6000"). The correction turns -0 into +0.
-      const float guess = __fmul_rn(state[j], reciprocal);
-      y[j] = __fmaf_rn(__fmaf_rn(-guess, absmax, state[j]), reciprocal, guess);
-      if constexpr (kMayBeNaN) mark = __fmaf_rn(state[j], 0.0f, mark);
-    }
-#pragma unroll
-    for (int k = 0; k < kPerLane / 4; ++k) {
-      words[k] = map.template encode<kRule>(y + 4 * k, state + 4 * k);
-    }
-    if (kMayBeNaN && !(mark == 0.0f)) {
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) {
-        if (!(state[j] == state[j])) words[j / 4] &= ~(0xffu << (8 * (j % 4)));
-      }
-    }
-  } else {
-#pragma unroll  // `state` must stay in registers
-    for (int j = 0; j < kPerLane; ++j) {
-      const uint32_t code = map.template encode_general<kRule>(__fdiv_rn(state[j], absmax));
-      words[j / 4] |= code << (8 * (j % 4));
-    }
-  }
-  return make_uint2(words[0], words[1]);
+/// Where quotients by `absmax` are the rounded ones, and scaled numbers normal.
+__device__ __forceinline__ bool is_usual(float absmax) {
+  return absmax >= 0x1p-70f && absmax <= 0x1p24f;
 }
 
-template <OptimizerKind kKind>
-struct Maps {
-  StateCode<true> map1;
-  std::conditional_t<has_second_state(kKind), StateCode<false>, Nothing> map2;
-};
+/// 1 / x rounded to nearest, |x| within [2^-125, 2^125].
+__device__ __forceinline__ float rounded_reciprocal(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return __fmaf_rn(__fmaf_rn(-x, r, 1.0f), r, r);
+}
+
+/// Codes of a block's states, of usual absmax.
+template <CodeRule kRule, bool kSigned>
+__device__ __forceinline__ uint2 encode(const StateCode<kSigned>& map,
+                                        const float (&state)[kPerLane], float absmax,
+                                        uint32_t table) {
+  constexpr float kScale = StateCode<kSigned>::kToSmallest;
+  const float scaled = absmax * (1.0f / kScale), reciprocal = rounded_reciprocal(absmax) * kScale;
+  const float lowest = map.boundaries[255] * -kScale;
+  const float positive = fmaxf(absmax * 0x1p-126f, 0x1p-126f);
+  float y[kPerLane];
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    // state / absmax, rounded to nearest: the reciprocal is, and one correction makes the quotient
+    // so (Markstein 1990, "Computation of elementary functions on the IBM RISC System/6000"). The
+    // correction turns -0 into +0.
+    const float guess = __fmul_rn(state[j], reciprocal);
+    y[j] = __fmaf_rn(__fmaf_rn(-guess, scaled, state[j]), reciprocal, guess);
+  }
+  return make_uint2(map.template encode<kRule>(y, state, lowest, positive, table),
+                    map.template encode<kRule>(y + 4, state + 4, lowest, positive, table));
+}
 
 /// A lane's part of a block as it lies in memory.
 template <typename T>
 struct Loaded {
-  Pack8<T> p, g;
+  static constexpr int kWords = sizeof(T) / 2;
+  uint4 p[kWords], g[kWords];
   uint2 codes1, slow, codes2;
-  float absmax1, absmax_slow, absmax2;
+  float absmax;  // lane k: of the k-th state
 };
 
-__device__ __forceinline__ int valid_elements(const DeviceTensor& t, int64_t i) {
-  const int64_t left = t.numel - i;
-  return left >= kPerLane ? kPerLane : left > 0 ? static_cast<int>(left) : 0;
-}
+/// Where a lane's elements of a block are.
+template <typename T>
+struct Place {
+  T* p;
+  const T* g;
+  uint8_t *codes1, *slow, *codes2;
+  float* absmax;  // of the lane's state
+};
 
 template <typename T, OptimizerKind kKind>
-__device__ __forceinline__ void load_block(const DeviceTensor& t, int64_t block, Loaded<T>& in) {
+__device__ __forceinline__ Place<T> place_of(const DeviceTensor& t, int64_t block) {
   const int64_t i = block * kBlock + threadIdx.x % 32 * kPerLane;
-  const int valid = valid_elements(t, i);
-  const bool aligned = t.aligned != 0;
-  const uint8_t* codes1 = static_cast<const uint8_t*>(t.state1) + i;
-  in.p = load_elements(static_cast<const T*>(t.p) + i, valid, aligned);
-  in.g = load_elements(static_cast<const T*>(t.g) + i, valid, aligned);
-  in.codes1 = load_codes(codes1, valid, aligned);
-  in.absmax1 = t.absmax1[block];
+  Place<T> at;
+  at.p = static_cast<T*>(t.p) + i;
+  at.g = static_cast<const T*>(t.g) + i;
+  at.codes1 = static_cast<uint8_t*>(t.state1) + i;
+  at.absmax = t.absmax1 + block;
   if constexpr (kKind == OptimizerKind::kAdEMAMix) {
-    in.slow = load_codes(codes1 + t.numel, valid, aligned);
-    in.absmax_slow = t.absmax1[ceil_div(t.numel, kBlock) + block];
+    at.slow = at.codes1 + t.numel;
+    if (threadIdx.x % 32 == 2) at.absmax += ceil_div(t.numel, int64_t{kBlock});
   }
   if constexpr (has_second_state(kKind)) {
-    in.codes2 = load_codes(static_cast<const uint8_t*>(t.state2) + i, valid, aligned);
-    in.absmax2 = t.absmax2[block];
+    at.codes2 = static_cast<uint8_t*>(t.state2) + i;
+    if (threadIdx.x % 32 == 1) at.absmax = t.absmax2 + block;
+  }
+  return at;
+}
+
+/// The block `ahead` blocks after `at`.
+template <typename T, OptimizerKind kKind>
+__device__ __forceinline__ void load_block(const Place<T>& at, int ahead, Loaded<T>& in) {
+  const int i = ahead * kBlock;
+#pragma unroll
+  for (int k = 0; k < Loaded<T>::kWords; ++k) {
+    in.p[k] = __ldcs(reinterpret_cast<const uint4*>(at.p + i) + k);
+    in.g[k] = __ldcs(reinterpret_cast<const uint4*>(at.g + i) + k);
+  }
+  in.codes1 = __ldcs(reinterpret_cast<const uint2*>(at.codes1 + i));
+  in.absmax = __ldcs(at.absmax + ahead);
+  if constexpr (kKind == OptimizerKind::kAdEMAMix) {
+    in.slow = __ldcs(reinterpret_cast<const uint2*>(at.slow + i));
+  }
+  if constexpr (has_second_state(kKind)) {
+    in.codes2 = __ldcs(reinterpret_cast<const uint2*>(at.codes2 + i));
   }
 }
 
-/// `counted`: elements of whole chunks before the tensor, in the call.
-template <typename T, OptimizerKind kKind, bool kRare>
-__device__ __forceinline__ void step_block(const Maps<kKind>& maps, const DeviceTensor& t,
-                                           const OptimizerCoefficients& c, int64_t block,
-                                           int64_t counted, const Loaded<T>& in) {
-  constexpr bool kSecond = has_second_state(kKind), kSlow = kKind == OptimizerKind::kAdEMAMix;
-  constexpr CodeRule kRule = code_rule_of_state1(kKind);
+#if OPT_RING
+__device__ __forceinline__ void copy16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy8(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy4(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+/// One block of a warp on its way.
+template <typename T, OptimizerKind kKind>
+struct Slot {
+  uint4 p[Loaded<T>::kWords][32], g[Loaded<T>::kWords][32];
+  uint2 codes1[32];
+  uint2 codes2[has_second_state(kKind) ? 32 : 1];
+  uint2 slow[kKind == OptimizerKind::kAdEMAMix ? 32 : 1];
+  float absmax[32];
+};
+template <typename T, OptimizerKind kKind>
+__device__ __forceinline__ void request(const Place<T>& at, int ahead, Slot<T, kKind>& to) {
+  const int i = ahead * kBlock, lane = threadIdx.x % 32;
+  for (int k = 0; k < static_cast<int>(sizeof(Pack8<T>) / 16); ++k) {
+    copy16(&to.p[k][lane], reinterpret_cast<const char*>(at.p + i) + 16 * k);
+    copy16(&to.g[k][lane], reinterpret_cast<const char*>(at.g + i) + 16 * k);
+  }
+  copy8(&to.codes1[lane], at.codes1 + i);
+  copy4(&to.absmax[lane], at.absmax + ahead);
+  if constexpr (kKind == OptimizerKind::kAdEMAMix) {
+    copy8(&to.slow[lane], at.slow + i);
+  }
+  if constexpr (has_second_state(kKind)) {
+    copy8(&to.codes2[lane], at.codes2 + i);
+  }
+}
+template <typename T, OptimizerKind kKind>
+__device__ __forceinline__ void receive(const Slot<T, kKind>& from, Loaded<T>& in) {
   const int lane = threadIdx.x % 32;
-  const int64_t i = block * kBlock + lane * kPerLane;
-  const int valid = valid_elements(t, i);
-  const bool aligned = t.aligned != 0;
-  T* p = static_cast<T*>(t.p) + i;
-  uint8_t* codes1 = static_cast<uint8_t*>(t.state1) + i;
-  uint8_t* codes2 = kSecond ? static_cast<uint8_t*>(t.state2) + i : nullptr;
-  const int64_t blocks = kSlow ? ceil_div(t.numel, kBlock) : 0;
-  Pack8<T> pack_p = in.p;
-  const Pack8<T>& pack_g = in.g;
+  for (int k = 0; k < Loaded<T>::kWords; ++k) in.p[k] = from.p[k][lane], in.g[k] = from.g[k][lane];
+  in.codes1 = from.codes1[lane];
+  in.absmax = from.absmax[lane];
+  if constexpr (kKind == OptimizerKind::kAdEMAMix) {
+    in.slow = from.slow[lane];
+  }
+  if constexpr (has_second_state(kKind)) {
+    in.codes2 = from.codes2[lane];
+  }
+}
+#endif
 
+template <typename T, OptimizerKind kKind>
+__device__ __forceinline__ void advance(Place<T>& at, int stride) {
+  const int kStep = stride * kBlock;
+  at.p += kStep;
+  at.g += kStep;
+  at.codes1 += kStep;
+  at.absmax += stride;
+  if constexpr (kKind == OptimizerKind::kAdEMAMix) at.slow += kStep;
+  if constexpr (has_second_state(kKind)) at.codes2 += kStep;
+}
+
+template <typename T>
+__device__ __forceinline__ void unpack(const uint4 (&words)[sizeof(T) / 2], float (&out)[kPerLane]) {
+  if constexpr (sizeof(T) == 4) {
+    const float values[8] = {__uint_as_float(words[0].x), __uint_as_float(words[0].y), __uint_as_float(words[0].z), __uint_as_float(words[0].w),
+    __uint_as_float(words[1].x), __uint_as_float(words[1].y), __uint_as_float(words[1].z), __uint_as_float(words[1].w)};
+    for (int j = 0; j < 8; ++j) out[j] = values[j];
+  } else {
+    cuda::unpack(words[0].x, out[0], out[1], T());
+    cuda::unpack(words[0].y, out[2], out[3], T());
+    cuda::unpack(words[0].z, out[4], out[5], T());
+    cuda::unpack(words[0].w, out[6], out[7], T());
+  }
+}
+
+/// New numbers of a lane.
+template <typename T>
+struct Stepped {
+  Pack8<T> p;
   float state1[kPerLane], slow[kPerLane], state2[kPerLane];
-  decode(maps.map1, in.codes1, in.absmax1, state1);
-  if constexpr (kSlow) decode(maps.map1, in.slow, in.absmax_slow, slow);
-  if constexpr (kSecond) decode(maps.map2, in.codes2, in.absmax2, state2);
+};
 
-  // Elements behind the end have p = g = 0; their codes say 0 * absmax only where the map has a
-  // zero, so they are cleared.
-  float mark = 0.0f;  // NaN when a gradient is not finite
+template <typename T, OptimizerKind kKind>
+__device__ __forceinline__ void update_block(const OptimizerCoefficients& c, uint32_t place,
+                                             const Loaded<T>& in, Stepped<T>& out) {
+  constexpr bool kSecond = has_second_state(kKind), kSlow = kKind == OptimizerKind::kAdEMAMix;
+  float p[kPerLane], g[kPerLane];
+  const auto absmax = [&](int k) {
+    return kSecond ? __shfl_sync(0xffffffffu, in.absmax, k) : in.absmax;
+  };
+  decode<1>(in.codes1, absmax(0), place, out.state1);
+  if constexpr (kSlow) decode<1>(in.slow, absmax(2), place, out.slow);
+  if constexpr (kSecond) decode<2>(in.codes2, absmax(1), place, out.state2);
+  unpack<T>(in.p, p);
+  unpack<T>(in.g, g);
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
-    DeviceElement e{to_float(pack_p.values[j]), to_float(pack_g.values[j]), state1[j],
-                    kSlow ? slow[j] : 0.0f, kSecond ? state2[j] : 0.0f};
-    update_element<kKind, true, kRare>(c, e);
-    if constexpr (kSecond) mark = __fmaf_rn(e.g, 0.0f, mark);
-    pack_p.values[j] = rounded<T, kRare>(c, e.p, counted + i + j);
-    state1[j] = e.state1;
-    if constexpr (kSlow) slow[j] = e.slow;
-    if constexpr (kSecond) state2[j] = e.state2;
+    DeviceElement e{p[j], g[j], out.state1[j], kSlow ? out.slow[j] : 0.0f,
+                    kSecond ? out.state2[j] : 0.0f};
+    update_element<kKind, true, false>(c, e);
+    out.p.values[j] = from_float<T>(e.p);
+    out.state1[j] = e.state1;
+    if constexpr (kSlow) out.slow[j] = e.slow;
+    if constexpr (kSecond) out.state2[j] = e.state2;
+  }
+}
+
+/// A whole, aligned block with ordinary options. False, and nothing written, where its numbers need
+/// the general function.
+template <typename T, OptimizerKind kKind>
+__device__ __forceinline__ bool store_block(const Maps<kKind>& maps, uint32_t place,
+                                            const Stepped<T>& from, const Place<T>& at) {
+  constexpr bool kSecond = has_second_state(kKind), kSlow = kKind == OptimizerKind::kAdEMAMix;
+  constexpr CodeRule kRule = code_rule_of_state1(kKind);
+  const float new1 = block_absmax(from.state1);
+  const float new_slow = kSlow ? block_absmax(from.slow) : 1.0f;
+  const float new2 = kSecond ? block_absmax(from.state2) : 1.0f;
+  if (!is_usual(new1) || !is_usual(new_slow) || !is_usual(new2)) return false;
+  store8(at.p, from.p);
+  const int lane = threadIdx.x % 32;
+  if (lane <= kSecond + kSlow) *at.absmax = lane == 0 ? new1 : lane == 1 ? new2 : new_slow;
+  const uint32_t table = (place & ~(StateLayout::kRowsBytes - 1)) - 2 * StateLayout::kTableBytes;
+  STORE2(at.codes1, encode<kRule>(maps.map1, from.state1, new1, table));
+  if constexpr (kSlow) {
+    STORE2(at.slow, encode<kRule>(maps.map1, from.slow, new_slow, table));
   }
   if constexpr (kSecond) {
-    if (!(mark == 0.0f)) {  // such an element keeps p and restarts with states of 0
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) {
-        const float g = to_float(pack_g.values[j]) * c.grad_scale;
-        if (j < valid && !(fabsf(g) <= 3.402823466e38f)) {
-          pack_p.values[j] = in.p.values[j];
-          state1[j] = state2[j] = 0.0f;
-          if constexpr (kSlow) slow[j] = 0.0f;
-        }
-      }
-    }
+    STORE2(at.codes2, encode<CodeRule::kNearest>(maps.map2, from.state2, new2, table));
   }
-  if (valid < kPerLane) {
-#pragma unroll
-    for (int j = 0; j < kPerLane; ++j) {
-      if (j < valid) continue;
-      state1[j] = 0.0f;
-      if constexpr (kSlow) slow[j] = 0.0f;
-      if constexpr (kSecond) state2[j] = 0.0f;
-    }
-  }
+  return true;
+}
 
-  if (valid == kPerLane && aligned) {
-    store8(p, pack_p);
-  } else {
+/// Any block: short, misaligned, of any numbers, maps and options.
+template <typename T, OptimizerKind kKind>
+__device__ __noinline__ void step_any_block(const Maps<kKind>& maps, const DeviceTensor& t,
+                                            const OptimizerCoefficients& c, int64_t block,
+                                            int64_t counted) {
+  constexpr bool kSecond = has_second_state(kKind), kSlow = kKind == OptimizerKind::kAdEMAMix;
+  constexpr CodeRule kRule = code_rule_of_state1(kKind);
+  const int64_t first = block * kBlock, blocks = ceil_div(t.numel, int64_t{kBlock});
+  const int lane = threadIdx.x % 32;
+  const int count = static_cast<int>(min(int64_t{kBlock}, t.numel - first));
+  T* p = static_cast<T*>(t.p) + first;
+  const T* g = static_cast<const T*>(t.g) + first;
+  uint8_t* codes1 = static_cast<uint8_t*>(t.state1) + first;
+  uint8_t* codes2 = kSecond ? static_cast<uint8_t*>(t.state2) + first : nullptr;
+  const float absmax1 = t.absmax1[block];
+  const float absmax_slow = kSlow ? t.absmax1[blocks + block] : 0.0f;
+  const float absmax2 = kSecond ? t.absmax2[block] : 0.0f;
+  const auto value = [&](int map, uint8_t code) {
+    return maps.rows[code * StateLayout::kRowFloats + 32 * (map - 1) + lane];
+  };
+  float state1[kPerLane], slow[kPerLane], state2[kPerLane];
+  float new1 = 0.0f, new_slow = 0.0f, new2 = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) {
-      if (j < valid) p[j] = pack_p.values[j];
+  for (int j = 0; j < kPerLane; ++j) {
+    const int i = 32 * j + lane;
+    state1[j] = slow[j] = state2[j] = 0.0f;
+    if (i >= count) continue;
+    const T old = p[i];
+    DeviceElement e{to_float(old), to_float(g[i]), __fmul_rn(value(1, codes1[i]), absmax1)};
+    if constexpr (kSlow) e.slow = __fmul_rn(value(1, codes1[t.numel + i]), absmax_slow);
+    if constexpr (kSecond) e.state2 = __fmul_rn(value(2, codes2[i]), absmax2);
+    update_element<kKind, true, true>(c, e);
+    if (kSecond && !(fabsf(e.g) <= 3.402823466e38f)) {
+      e.state1 = e.slow = e.state2 = 0.0f;  // keeps p and begins again
+    } else {
+      p[i] = rounded<T, true>(c, e.p, counted + first + i);
     }
+    state1[j] = e.state1, slow[j] = e.slow, state2[j] = e.state2;
+    new1 = fmaxf(new1, fabsf(e.state1));
+    new_slow = fmaxf(new_slow, fabsf(e.slow));
+    new2 = fmaxf(new2, fabsf(e.state2));
   }
-  const float new1 = block_absmax(state1);
-  const float new_slow = kSlow ? block_absmax(slow) : 0.0f;
-  const float new2 = kSecond ? block_absmax(state2) : 0.0f;
+  const auto over_warp = [](float x) {
+    return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
+  };
+  new1 = over_warp(new1), new_slow = over_warp(new_slow), new2 = over_warp(new2);
   if (lane == 0) {
     t.absmax1[block] = new1;
     if constexpr (kSlow) t.absmax1[blocks + block] = new_slow;
     if constexpr (kSecond) t.absmax2[block] = new2;
   }
-  store_codes(codes1, encode<kRule, !kSecond>(maps.map1, state1, new1), valid, aligned);
-  if constexpr (kSlow) {
-    store_codes(codes1 + t.numel, encode<kRule, !kSecond>(maps.map1, slow, new_slow), valid,
-                aligned);
-  }
-  if constexpr (kSecond) {
-    store_codes(codes2, encode<CodeRule::kNearest, false>(maps.map2, state2, new2), valid, aligned);
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int i = 32 * j + lane;
+    if (i >= count) break;
+    const auto code = [&](float state, float absmax) {
+      return static_cast<uint8_t>(
+          maps.map1.template encode_general<kRule>(maps.rows, __fdiv_rn(state, absmax)));
+    };
+    codes1[i] = code(state1[j], new1);
+    if constexpr (kSlow) codes1[t.numel + i] = code(slow[j], new_slow);
+    if constexpr (kSecond) {
+      codes2[i] = static_cast<uint8_t>(maps.map2.template encode_general<CodeRule::kNearest>(
+          maps.rows + 32, __fdiv_rn(state2[j], new2)));
+    }
   }
 }
 
 /// Blocks [block, end) in steps of kWarps.
-template <typename T, OptimizerKind kKind, bool kRare>
+template <typename T, OptimizerKind kKind>
 __device__ __forceinline__ void step_blocks(const Maps<kKind>& maps, const DeviceTensor& t,
-                                            const OptimizerCoefficients& c, int64_t block,
-                                            int64_t end, int64_t counted) {
-  if (block >= end) return;
-  Loaded<T> next;
-  load_block<T, kKind>(t, block, next);
-  for (; block < end; block += kWarps) {
-    const Loaded<T> now = next;
-    if (block + kWarps < end) load_block<T, kKind>(t, block + kWarps, next);
-    step_block<T, kKind, kRare>(maps, t, c, block, counted, now);
+                                            const OptimizerCoefficients& shared, int64_t first,
+                                            int64_t end, int64_t counted, void* ring, int STRIDE_) {
+#if OPT_CYCLIC
+  const int STRIDE = STRIDE_;
+#else
+  constexpr int STRIDE = kWarps;
+#endif
+  const OptimizerCoefficients c = shared;  // in registers
+  const bool rare = c.skip_zeros || c.stochastic_rounding || t.aligned == 0 || !maps.plain();
+  const int64_t whole = rare ? first : min(end, t.numel / kBlock);
+  const uint32_t place = maps.place + threadIdx.x % 32 * 4;
+  int64_t block = first;
+  while (block < whole) {
+    int left = static_cast<int>(whole - block);  // a thread block's run is shorter than 2^31
+    Place<T> at = place_of<T, kKind>(t, block);
+    bool stored;
+#if OPT_RING
+    auto* slots = static_cast<Slot<T, kKind>*>(ring) + threadIdx.x / 32 * kRing;
+#pragma unroll
+    for (int k = 0; k < kRing; ++k) {
+      if (left > k * STRIDE) request<T, kKind>(at, k * STRIDE, slots[k]);
+      asm volatile("cp.async.commit_group;");
+    }
+    int slot = 0;
+    do {
+      asm volatile("cp.async.wait_group %0;" ::"n"(kRing - 1) : "memory");
+      Loaded<T> in;
+      Stepped<T> out;
+      receive<T, kKind>(slots[slot], in);
+      if (left > kRing * STRIDE) request<T, kKind>(at, kRing * STRIDE, slots[slot]);
+      asm volatile("cp.async.commit_group;");
+      slot = slot == kRing - 1 ? 0 : slot + 1;
+#if OPT_MEMORY
+      stored = true;
+      const auto word = [&](uint32_t x) { return x ^ 1u; };
+      __stcs(reinterpret_cast<uint4*>(at.p), make_uint4(in.p[0].x ^ in.g[0].x, in.p[0].y ^ in.g[0].y, in.p[0].z ^ in.g[0].z, in.p[0].w ^ in.g[0].w));
+      __stcs(reinterpret_cast<uint2*>(at.codes1), make_uint2(word(in.codes1.x), word(in.codes1.y)));
+      if constexpr (kKind == OptimizerKind::kAdEMAMix) __stcs(reinterpret_cast<uint2*>(at.slow), make_uint2(word(in.slow.x), word(in.slow.y)));
+      if constexpr (has_second_state(kKind)) __stcs(reinterpret_cast<uint2*>(at.codes2), make_uint2(word(in.codes2.x), word(in.codes2.y)));
+      if (threadIdx.x % 32 <= has_second_state(kKind)) *at.absmax = in.absmax + 1.0f;
+#else
+      update_block<T, kKind>(c, place, in, out);
+      stored = store_block<T, kKind>(maps, place, out, at);
+#endif
+      if (!stored) break;
+      advance<T, kKind>(at, STRIDE);
+      left -= STRIDE;
+    } while (left > 0);
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+#else
+    Loaded<T> in;
+    load_block<T, kKind>(at, 0, in);
+    do {
+      Stepped<T> out;
+      update_block<T, kKind>(c, place, in, out);
+      __syncwarp();
+      if (left > STRIDE) load_block<T, kKind>(at, STRIDE, in);
+      stored = store_block<T, kKind>(maps, place, out, at);
+      if (!stored) break;
+      advance<T, kKind>(at, STRIDE);
+      left -= STRIDE;
+    } while (left > 0);
+#endif
+    block = whole - left;
+    if (!stored) {
+      step_any_block<T, kKind>(maps, t, shared, block, counted);
+      block += STRIDE;
+    }
   }
+  for (; block < end; block += STRIDE) step_any_block<T, kKind>(maps, t, shared, block, counted);
 }
 
 template <typename T, OptimizerKind kKind>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     step_kernel(const __grid_constant__ OptimizerLaunch launch) {
-  constexpr bool kSecond = has_second_state(kKind);
+  extern __shared__ __align__(16) char shared_memory[];
   __shared__ Maps<kKind> maps;
-  maps.map1.fill(launch.map1);
-  if constexpr (kSecond) maps.map2.fill(launch.map2);
+  maps.fill(launch, shared_memory);
   for_runs_of_block<kKind>(
       launch, [&](const DeviceTensor& t, const OptimizerCoefficients& shared, int first, int last) {
         constexpr int kBlocks = static_cast<int>(kOptimizerChunk / kBlock);
-        const OptimizerCoefficients c = shared;  // in registers
         const int64_t counted = (launch.chunks_before + t.first_chunk) * kOptimizerChunk;
         const int64_t begin = int64_t{first - t.first_chunk} * kBlocks + threadIdx.x / 32;
         const int64_t end =
             min(int64_t{last - t.first_chunk} * kBlocks, ceil_div(t.numel, int64_t{kBlock}));
-        if (c.skip_zeros || c.stochastic_rounding) {
-          step_blocks<T, kKind, true>(maps, t, c, begin, end, counted);
-        } else {
-          step_blocks<T, kKind, false>(maps, t, c, begin, end, counted);
+#if OPT_CYCLIC
+        if (launch.ntensors == 1) {
+          step_blocks<T, kKind>(maps, t, shared, int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, ceil_div(t.numel, int64_t{kBlock}), counted, maps.ring, gridDim.x * kWarps);
+          return;
         }
+#endif
+        step_blocks<T, kKind>(maps, t, shared, begin, end, counted, maps.ring, kWarps);
       });
 }
 
@@ -280,13 +503,19 @@ __global__ void __launch_bounds__(kThreads, 3)
 namespace optimizer {
 
 Status step_8bit(const OptimizerParams& params, Stream stream) noexcept {
-  const int64_t most = multiprocessors() * 3;
+  const int64_t most = multiprocessors() * kMinBlocks;
   return for_batches(params, [&](const OptimizerLaunch& batch, int64_t) {
     return visit_device_dtype(params.dtype, [&](auto* tag) {
       using T = std::remove_pointer_t<decltype(tag)>;
       return visit_kind(params.kind, [&](auto kind) {
-        return launch(step_kernel<T, decltype(kind)::value>,
-                      batch.nchunks < most ? batch.nchunks : most, kThreads, stream, batch);
+        constexpr OptimizerKind kKind = decltype(kind)::value;
+        LaunchShape shape{.grid_x = static_cast<int32_t>(batch.nchunks < most ? batch.nchunks : most),
+                          .threads = kThreads,
+                          .shared_bytes = StateLayout::kSharedBytes};
+#if OPT_RING
+        shape.shared_bytes = 0x20000 - 0x400 + sizeof(Slot<T, kKind>) * kRing * kWarps;
+#endif
+        return kernels::cuda::launch(step_kernel<T, kKind>, shape, stream, batch);
       });
     });
   });

@@ -27,7 +27,9 @@ __device__ __forceinline__ float over_root(float numerator, float v, float eps) 
   if constexpr (kFast) {
     float root;
     asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(v));
-    return __fdividef(numerator, root + eps);
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(root + eps));
+    return numerator * inverse;
   } else {
     return __fdiv_rn(numerator, __fadd_rn(__fsqrt_rn(v), eps));
   }

@@ -115,6 +115,41 @@ TEST_F(CudaOptimizers, ACapturedTrainingStepIsTheEagerOne) {
   }
 }
 
+/// The 448 matrices of a LoRA take one launch: whatever else a captured step holds are the count of
+/// the step and nothing for each tensor.
+TEST_F(CudaOptimizers, OneLaunchForManyTensors) {
+  std::vector<at::Tensor> params;
+  for (int i = 0; i < 448; ++i) {
+    params.push_back(normal({i % 2 == 0 ? 5000 : 300}, at::kBFloat16).requires_grad_());
+    params.back().mutable_grad() = normal(params.back().sizes(), at::kBFloat16);
+  }
+  // 300 elements have float32 states, a launch of their own where states are 8-bit.
+  for (const auto& [bits, launches] : {std::pair{32, 1}, {8, 2}}) {
+    AdamW optimizer(params, AdamWOptions(1e-3).optim_bits(bits).capturable(true));
+    c10::cuda::device_synchronize();
+    const auto stream = c10::cuda::getStreamFromPool();
+    const c10::cuda::CUDAStreamGuard guard(stream);
+    optimizer.step();
+    stream.synchronize();
+    at::cuda::CUDAGraph graph(/*keep_graph=*/true);
+    graph.capture_begin();
+    optimizer.step();
+    graph.capture_end();
+    size_t count = 0;
+    ASSERT_EQ(cudaGraphGetNodes(graph.raw_cuda_graph(), nullptr, &count), cudaSuccess);
+    std::vector<cudaGraphNode_t> nodes(count);
+    ASSERT_EQ(cudaGraphGetNodes(graph.raw_cuda_graph(), nodes.data(), &count), cudaSuccess);
+    int kernels = 0;
+    for (const cudaGraphNode_t node : nodes) {
+      cudaGraphNodeType type{};
+      ASSERT_EQ(cudaGraphNodeGetType(node, &type), cudaSuccess);
+      kernels += type == cudaGraphNodeTypeKernel;
+    }
+    EXPECT_EQ(kernels, launches + 1) << bits << " bits: the steps and one addition to the count";
+    EXPECT_EQ(nodes.size(), static_cast<size_t>(kernels)) << "nothing is copied or set";
+  }
+}
+
 TEST_F(CudaOptimizers, WhatCannotBeCaptured) {
   at::Tensor p = normal({5000}).requires_grad_();
   p.mutable_grad() = normal({5000});

@@ -1,13 +1,19 @@
-// Codes of 8-bit optimizer states: decoding without bank conflicts worth the name, encoding with
+// Codes of 8-bit optimizer states in shared memory: decoding without bank conflicts, encoding with
 // one look into a table.
 //
-// A state's code is found from its magnitude: the signed dynamic map is symmetric around code 127
-// (value 0), a tie goes to the even code on either side, and 127 + r and 127 - r have the same
-// parity, so one table of ranks r serves both signs. As in nearest_code.cuh a bucket is 1/128
-// octave: it holds at most one boundary of the dynamic maps. The word of a bucket is made so that
-// adding the bits of the magnitude leaves the positive code in byte 2: its upper half is that code
-// less the bucket's number, its lower half carries when the low bits are above the boundary's.
-// Bytes are then gathered, and turned into those of negative states, four at a time. Maps that are
+// Decoding: a row of 256 bytes for each code holds its value in map1 for every lane, then in map2,
+// so that a lane reads its own bank. The rows begin at a multiple of 64 KB: an address is then the
+// bytes (lane * 4, code, place of the rows), put together by one instruction.
+//
+// Encoding: a state's code is found from its magnitude. The signed dynamic map is symmetric around
+// code 127 (value 0), a tie goes to the even code on either side, and 127 + r and 127 - r have the
+// same parity, so one table of ranks r serves both signs. As in nearest_code.cuh a bucket is 1/128
+// octave, which holds at most one boundary of the dynamic maps, and magnitudes come scaled such
+// that those below all boundaries are flushed to 0 and buckets count from there. The word of a
+// bucket is made so that adding the bits of the magnitude leaves the positive code in byte 2: its
+// upper half is that code less the bucket's number, its lower half carries when the low bits are
+// above the boundary's. Bytes are then gathered, and turned into those of negative states, four at
+// a time. A table begins at a multiple of 16 KB: mask and place are one instruction. Maps that are
 // not like that (two boundaries in a bucket, not symmetric) are searched by bisection.
 #pragma once
 
@@ -32,27 +38,55 @@ __device__ __forceinline__ uint32_t choose_bytes(uint32_t low, uint32_t high) {
   return result;
 }
 
+/// Loads of shared memory whose address is an integer; kOffset is part of the instruction.
+template <int kOffset>
+__device__ __forceinline__ float load_shared_float(uint32_t address) {
+  float value;
+  asm("ld.shared.f32 %0, [%1 + %2];" : "=f"(value) : "r"(address), "n"(kOffset));
+  return value;
+}
+template <int kOffset>
+__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+  uint32_t value;
+  asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(value) : "r"(address), "n"(kOffset));
+  return value;
+}
+
+/// Where rows and tables are: tables of map1 and map2, then the rows.
+struct StateLayout {
+  static constexpr uint32_t kTableBytes = 0x4000, kRowBytes = 256, kRowsBytes = 0x10000;
+  static constexpr uint32_t kRowFloats = kRowBytes / 4;
+  /// Enough wherever the memory begins.
+  static constexpr int64_t kSharedBytes = 2 * kTableBytes + kRowsBytes + kRowsBytes;
+
+  static __device__ __forceinline__ uint32_t rows_in(uint32_t begin) {
+    return (begin + 2 * kTableBytes + kRowsBytes - 1) & ~(kRowsBytes - 1);
+  }
+};
+
+/// The value of byte kByte of `codes` in map 1 or 2. place: rows + 4 * lane.
+template <int kMap, int kByte>
+__device__ __forceinline__ float state_value(uint32_t codes, uint32_t place) {
+  return load_shared_float<128 * (kMap - 1)>(choose_bytes<0x7604 + 16 * kByte>(codes, place));
+}
+
 /// 256 ascending values, and how a normalized state is turned into a code. kSigned: state1 (codes
 /// 127 - r and 127 + r); otherwise all values count from code 0.
 template <bool kSigned>
 struct StateCode {
-  static constexpr int kOctaves = 24;
-  static constexpr uint32_t kLowest = (127 - kOctaves) << 7;  // bucket of 2^-24
-  static constexpr int kBuckets = (kOctaves << 7) + 1;        // the last one holds 1.0
-  // Every value eight times: four lanes of a warp share four banks, not 32 lanes a bank.
-  static constexpr int kCopies = 8;
+  /// Takes 2^-24, below the lowest boundary, to the smallest normal float.
+  static constexpr float kToSmallest = 0x1p-102f;
+  static constexpr int kBuckets = (25 << 7) + 1;   // 0, [1, 128) unused, the last one holds 1.0
   static constexpr int kZero = kSigned ? 127 : 0;  // code of 0
+  static_assert(kBuckets * 4 <= StateLayout::kTableBytes);
 
-  float values[256 * kCopies];
-  uint32_t table[kBuckets];
   float boundaries[256];  // [1, 255]: code = number of boundaries below y
   int search;             // bisect instead
 
   /// All threads of the block; begins and ends with a barrier.
-  __device__ void fill(const float* __restrict__ map) {
+  __device__ void fill(const float* __restrict__ map, uint32_t* table) {
     __syncthreads();
     if (threadIdx.x == 0) search = 0;
-    for (int i = threadIdx.x; i < 256 * kCopies; i += blockDim.x) values[i] = map[i / kCopies];
     for (int k = threadIdx.x; k < 256; k += blockDim.x) {
       if (k == 0) continue;
       const float middle = __fmul_rn(__fadd_rn(map[k - 1], map[k]), 0.5f);
@@ -84,44 +118,43 @@ struct StateCode {
     const int run = (kBuckets + blockDim.x - 1) / blockDim.x;
     const int begin = threadIdx.x * run, end = min(begin + run, kBuckets);
     if (begin < end) {
-      int rank = count_below(__uint_as_float((kLowest + begin) << 16)) - kZero;
+      constexpr uint32_t kShift = (127 - 25) << 7;  // bucket 128 is that of 2^-24
+      int rank = max(count_below(__uint_as_float((kShift + begin) << 16)) - kZero, 0);
       for (int i = begin; i < end; ++i) {
-        const uint32_t first = (kLowest + i) << 16;
+        const uint32_t first = (kShift + i) << 16;
         while (rank + kZero < 255 && __uint_as_float(first) > boundaries[rank + kZero + 1]) ++rank;
         uint32_t low = 0xffffu;  // no low bits are larger
         if (rank + kZero < 255) {
           const uint32_t bits = __float_as_uint(boundaries[rank + kZero + 1]);
           if (bits >> 16 == first >> 16) low = bits & 0xffffu;
         }
-        const uint32_t code = static_cast<uint32_t>(max(rank, 0) + kZero);
-        table[i] = ((code - (kLowest + i)) << 16) + (0xffffu - low);
+        table[i] = ((static_cast<uint32_t>(rank + kZero) - i) << 16) + (0xffffu - low);
       }
     }
     __syncthreads();
   }
 
-  /// The value of byte kByte of `codes`.
-  template <int kByte>
-  __device__ __forceinline__ float decode(uint32_t codes) const {
-    return values[choose_bytes<0x4440 + kByte>(codes, 0) * kCopies + threadIdx.x % kCopies];
-  }
-
-  /// Codes of four states. y: each over the largest magnitude of its block, a number of at most 1;
-  /// the sign is that of `state`.
+  /// Codes of four states. y: each over the largest magnitude of its block, times kToSmallest; a
+  /// number of at most 1 then. The sign is that of `state`. lowest: -boundaries[255] * kToSmallest.
+  /// positive: states from here on are not 0 over the largest one. table: that of map kMap is at
+  /// table + (kMap - 1) * kTableBytes.
   template <CodeRule kRule>
-  __device__ __forceinline__ uint32_t encode(const float* y, const float* state) const {
+  __device__ __forceinline__ uint32_t encode(const float* y, const float* state, float lowest,
+                                             float positive, uint32_t table) const {
     uint32_t sums[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       // A negative state has no code for -1: up to its last boundary.
-      float magnitude = kSigned ? fabsf(fmaxf(y[j], -boundaries[255])) : y[j];
-      magnitude = fmaxf(magnitude, 0x1p-24f);
-      if (kRule == CodeRule::kPositive && y[j] > 0.0f) {
+      float number = kSigned ? fmaxf(y[j], lowest) : y[j];
+      if (kRule == CodeRule::kPositive && state[j] >= positive) {
         const float above = __uint_as_float(__float_as_uint(boundaries[kZero + 1]) + 1);
-        magnitude = fmaxf(magnitude, above);
+        number = fmaxf(number, above * kToSmallest);
       }
-      const uint32_t bits = __float_as_uint(magnitude);
-      sums[j] = table[choose_bytes<0x4432>(bits, 0) - kLowest] + bits;
+      // The sign is in no byte that matters.
+      const uint32_t bits = __float_as_uint(number);
+      constexpr uint32_t kMask = StateLayout::kTableBytes - 4;
+      constexpr int kOffset = kSigned ? 0 : StateLayout::kTableBytes;
+      sums[j] = load_shared_word<kOffset>((bits >> 14 & kMask) | table) + bits;
     }
     uint32_t codes = choose_bytes<0x5410>(choose_bytes<0x0062>(sums[0], sums[1]),
                                           choose_bytes<0x0062>(sums[2], sums[3]));
@@ -139,12 +172,12 @@ struct StateCode {
     return codes;
   }
 
-  /// Any map, any y.
+  /// Any map, any y. values: of code k at values[k * kRowFloats].
   template <CodeRule kRule>
-  __device__ __noinline__ uint32_t encode_general(float y) const {
+  __device__ uint32_t encode_general(const float* values, float y) const {
     if (!(y == y)) return 0;
     int code = count_below(y);
-    const auto value = [&](int k) { return values[k * kCopies]; };
+    const auto value = [&](int k) { return values[k * StateLayout::kRowFloats]; };
     if (kRule == CodeRule::kKeepSign) {
       const bool negative = __float_as_int(y) < 0;
       const bool reads_negative = __float_as_int(value(code)) < 0;
