@@ -8,6 +8,7 @@
 // block, and codes by one look into a table.
 #include <type_traits>
 
+#include "cuda/common/async_copy.cuh"
 #include "cuda/common/cast.cuh"
 #include "cuda/common/state_code.cuh"
 #include "cuda/optimizer_launch.cuh"
@@ -35,52 +36,42 @@ constexpr int kPerLane = kBlock / 32;
 static_assert(kPerLane == 8);
 
 struct Nothing {};
-#if OPT_PLAINST
-#define STORE2(p, v) (*reinterpret_cast<uint2*>(p) = (v))
-#else
-#define STORE2(p, v) __stcs(reinterpret_cast<uint2*>(p), (v))
-#endif
-
-
 
 /// What a thread block knows of the two maps.
 template <OptimizerKind kKind>
 struct Maps {
   StateCode<true> map1;
   std::conditional_t<has_second_state(kKind), StateCode<false>, Nothing> map2;
-  const float* rows;  // of values, for generic loads
+  const float* rows;  // as a pointer
   uint32_t place;     // of the rows
-  void* ring;
+  bool plain;         // no bisection
 
   /// All threads of the block; ends with a barrier.
   __device__ void fill(const OptimizerLaunch& launch, char* memory) {
-    const auto begin = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
-    char* here = memory + (StateLayout::rows_in(begin) - begin);
-    auto* to = reinterpret_cast<float*>(here);
-    constexpr int kRow = StateLayout::kRowFloats;
+    const uint32_t begin = shared_address(memory), rows_at = StateLayout::rows_in(begin);
+    char* here = memory + (rows_at - begin);
+    auto* values = reinterpret_cast<float*>(here);
+    constexpr int kRow = StateLayout::kRowFloats, kSecondMap = StateLayout::kCopies;
     for (int i = threadIdx.x; i < 256 * kRow; i += kThreads) {
-      const float* map = i % kRow < 32 ? launch.map1 : launch.map2;
-      if (has_second_state(kKind) || i % kRow < 32) to[i] = map[i / kRow];
+      const float* map = i % kRow < kSecondMap ? launch.map1 : launch.map2;
+      if (has_second_state(kKind) || i % kRow < kSecondMap) values[i] = map[i / kRow];
+    }
+    auto* tables = reinterpret_cast<uint32_t*>(here - 2 * StateLayout::kTableBytes);
+    map1.fill(launch.map1, tables);
+    if constexpr (has_second_state(kKind)) {
+      map2.fill(launch.map2, tables + StateLayout::kTableBytes / 4);
     }
     if (threadIdx.x == 0) {
-      rows = to;
-      ring = here + StateLayout::kRowsBytes;
-      place = static_cast<uint32_t>(__cvta_generic_to_shared(here));
+      rows = values;
+      place = rows_at;
+      plain = !map1.search;
+      if constexpr (has_second_state(kKind)) plain = plain && !map2.search;
     }
-    map1.fill(launch.map1, reinterpret_cast<uint32_t*>(here - 2 * StateLayout::kTableBytes));
-    if constexpr (has_second_state(kKind)) {
-      map2.fill(launch.map2, reinterpret_cast<uint32_t*>(here - StateLayout::kTableBytes));
-    }
-  }
-  __device__ bool plain() const {
-    if constexpr (has_second_state(kKind)) {
-      if (map2.search) return false;
-    }
-    return !map1.search;
+    __syncthreads();
   }
 };
 
-/// place: rows + 4 * lane.
+/// place: of the lane's copies.
 template <int kMap>
 __device__ __forceinline__ void decode(uint2 codes, float absmax, uint32_t place,
                                        float (&state)[kPerLane]) {
@@ -153,7 +144,7 @@ struct Loaded {
   float absmax;  // lane k: of the k-th state
 };
 
-/// Where a lane's elements of a block are.
+/// Where a lane's part of a tensor's first block is.
 template <typename T>
 struct Place {
   T* p;
@@ -163,41 +154,48 @@ struct Place {
 };
 
 template <typename T, OptimizerKind kKind>
-__device__ __forceinline__ Place<T> place_of(const DeviceTensor& t, int64_t block) {
-  const int64_t i = block * kBlock + threadIdx.x % 32 * kPerLane;
-  Place<T> at;
-  at.p = static_cast<T*>(t.p) + i;
-  at.g = static_cast<const T*>(t.g) + i;
-  at.codes1 = static_cast<uint8_t*>(t.state1) + i;
-  at.absmax = t.absmax1 + block;
+__device__ __forceinline__ Place<T> place_of(const DeviceTensor& t) {
+  const int lane = threadIdx.x % 32, i = lane * kPerLane;
+  Place<T> at{static_cast<T*>(t.p) + i,
+              static_cast<const T*>(t.g) + i,
+              static_cast<uint8_t*>(t.state1) + i,
+              nullptr,
+              nullptr,
+              t.absmax1};
   if constexpr (kKind == OptimizerKind::kAdEMAMix) {
     at.slow = at.codes1 + t.numel;
-    if (threadIdx.x % 32 == 2) at.absmax += ceil_div(t.numel, int64_t{kBlock});
+    if (lane == 2) at.absmax += ceil_div(t.numel, int64_t{kBlock});
   }
   if constexpr (has_second_state(kKind)) {
     at.codes2 = static_cast<uint8_t*>(t.state2) + i;
-    if (threadIdx.x % 32 == 1) at.absmax = t.absmax2 + block;
+    if (lane == 1) at.absmax = t.absmax2;
   }
   return at;
 }
 
-/// The block `ahead` blocks after `at`.
+/// `block` blocks on. Pointer and number make an address in one instruction; pointers that move
+/// would cost two each, and twice the registers where blocks are loaded ahead.
+template <typename E>
+__device__ __forceinline__ E* after(E* pointer, int block, int each) {
+  using Byte = std::conditional_t<std::is_const_v<E>, const char, char>;
+  return reinterpret_cast<E*>(reinterpret_cast<Byte*>(pointer) +
+                              static_cast<uint64_t>(static_cast<uint32_t>(block)) *
+                                  (static_cast<uint32_t>(each) * sizeof(E)));
+}
+
 template <typename T, OptimizerKind kKind>
-__device__ __forceinline__ void load_block(const Place<T>& at, int ahead, Loaded<T>& in) {
-  const int i = ahead * kBlock;
+__device__ __forceinline__ void load_block(const Place<T>& at, int block, Loaded<T>& in) {
+  const auto* p = reinterpret_cast<const uint4*>(after(at.p, block, kBlock));
+  const auto* g = reinterpret_cast<const uint4*>(after(at.g, block, kBlock));
 #pragma unroll
-  for (int k = 0; k < Loaded<T>::kWords; ++k) {
-    in.p[k] = __ldcs(reinterpret_cast<const uint4*>(at.p + i) + k);
-    in.g[k] = __ldcs(reinterpret_cast<const uint4*>(at.g + i) + k);
-  }
-  in.codes1 = __ldcs(reinterpret_cast<const uint2*>(at.codes1 + i));
-  in.absmax = __ldcs(at.absmax + ahead);
-  if constexpr (kKind == OptimizerKind::kAdEMAMix) {
-    in.slow = __ldcs(reinterpret_cast<const uint2*>(at.slow + i));
-  }
-  if constexpr (has_second_state(kKind)) {
-    in.codes2 = __ldcs(reinterpret_cast<const uint2*>(at.codes2 + i));
-  }
+  for (int k = 0; k < Loaded<T>::kWords; ++k) in.p[k] = __ldcs(p + k), in.g[k] = __ldcs(g + k);
+  const auto codes = [&](const uint8_t* state) {
+    return __ldcs(reinterpret_cast<const uint2*>(after(state, block, kBlock)));
+  };
+  in.codes1 = codes(at.codes1);
+  in.absmax = __ldcs(after(at.absmax, block, 1));
+  if constexpr (kKind == OptimizerKind::kAdEMAMix) in.slow = codes(at.slow);
+  if constexpr (has_second_state(kKind)) in.codes2 = codes(at.codes2);
 }
 
 #if OPT_RING
@@ -220,19 +218,21 @@ struct Slot {
   float absmax[32];
 };
 template <typename T, OptimizerKind kKind>
-__device__ __forceinline__ void request(const Place<T>& at, int ahead, Slot<T, kKind>& to) {
-  const int i = ahead * kBlock, lane = threadIdx.x % 32;
+__device__ __forceinline__ void request(const Place<T>& at, int block, Slot<T, kKind>& to) {
+  const int lane = threadIdx.x % 32;
+  const auto* p = reinterpret_cast<const char*>(after(at.p, block, kBlock));
+  const auto* g = reinterpret_cast<const char*>(after(at.g, block, kBlock));
   for (int k = 0; k < static_cast<int>(sizeof(Pack8<T>) / 16); ++k) {
-    copy16(&to.p[k][lane], reinterpret_cast<const char*>(at.p + i) + 16 * k);
-    copy16(&to.g[k][lane], reinterpret_cast<const char*>(at.g + i) + 16 * k);
+    copy16(&to.p[k][lane], p + 16 * k);
+    copy16(&to.g[k][lane], g + 16 * k);
   }
-  copy8(&to.codes1[lane], at.codes1 + i);
-  copy4(&to.absmax[lane], at.absmax + ahead);
+  copy8(&to.codes1[lane], after(at.codes1, block, kBlock));
+  copy4(&to.absmax[lane], after(at.absmax, block, 1));
   if constexpr (kKind == OptimizerKind::kAdEMAMix) {
-    copy8(&to.slow[lane], at.slow + i);
+    copy8(&to.slow[lane], after(at.slow, block, kBlock));
   }
   if constexpr (has_second_state(kKind)) {
-    copy8(&to.codes2[lane], at.codes2 + i);
+    copy8(&to.codes2[lane], after(at.codes2, block, kBlock));
   }
 }
 template <typename T, OptimizerKind kKind>
@@ -249,17 +249,6 @@ __device__ __forceinline__ void receive(const Slot<T, kKind>& from, Loaded<T>& i
   }
 }
 #endif
-
-template <typename T, OptimizerKind kKind>
-__device__ __forceinline__ void advance(Place<T>& at, int stride) {
-  const int kStep = stride * kBlock;
-  at.p += kStep;
-  at.g += kStep;
-  at.codes1 += kStep;
-  at.absmax += stride;
-  if constexpr (kKind == OptimizerKind::kAdEMAMix) at.slow += kStep;
-  if constexpr (has_second_state(kKind)) at.codes2 += kStep;
-}
 
 template <typename T>
 __device__ __forceinline__ void unpack(const uint4 (&words)[sizeof(T) / 2], float (&out)[kPerLane]) {
@@ -311,23 +300,27 @@ __device__ __forceinline__ void update_block(const OptimizerCoefficients& c, uin
 /// the general function.
 template <typename T, OptimizerKind kKind>
 __device__ __forceinline__ bool store_block(const Maps<kKind>& maps, uint32_t place,
-                                            const Stepped<T>& from, const Place<T>& at) {
+                                            const Stepped<T>& from, const Place<T>& at,
+                                            int block) {
   constexpr bool kSecond = has_second_state(kKind), kSlow = kKind == OptimizerKind::kAdEMAMix;
   constexpr CodeRule kRule = code_rule_of_state1(kKind);
   const float new1 = block_absmax(from.state1);
   const float new_slow = kSlow ? block_absmax(from.slow) : 1.0f;
   const float new2 = kSecond ? block_absmax(from.state2) : 1.0f;
   if (!is_usual(new1) || !is_usual(new_slow) || !is_usual(new2)) return false;
-  store8(at.p, from.p);
+  store8(after(at.p, block, kBlock), from.p);
   const int lane = threadIdx.x % 32;
-  if (lane <= kSecond + kSlow) *at.absmax = lane == 0 ? new1 : lane == 1 ? new2 : new_slow;
-  const uint32_t table = (place & ~(StateLayout::kRowsBytes - 1)) - 2 * StateLayout::kTableBytes;
-  STORE2(at.codes1, encode<kRule>(maps.map1, from.state1, new1, table));
-  if constexpr (kSlow) {
-    STORE2(at.slow, encode<kRule>(maps.map1, from.slow, new_slow, table));
+  if (lane <= kSecond + kSlow) {
+    *after(at.absmax, block, 1) = lane == 0 ? new1 : lane == 1 ? new2 : new_slow;
   }
+  const uint32_t table = StateLayout::table_of(place);
+  const auto store = [&](uint8_t* state, uint2 codes) {
+    __stcs(reinterpret_cast<uint2*>(after(state, block, kBlock)), codes);
+  };
+  store(at.codes1, encode<kRule>(maps.map1, from.state1, new1, table));
+  if constexpr (kSlow) store(at.slow, encode<kRule>(maps.map1, from.slow, new_slow, table));
   if constexpr (kSecond) {
-    STORE2(at.codes2, encode<CodeRule::kNearest>(maps.map2, from.state2, new2, table));
+    store(at.codes2, encode<CodeRule::kNearest>(maps.map2, from.state2, new2, table));
   }
   return true;
 }
@@ -350,7 +343,7 @@ __device__ __noinline__ void step_any_block(const Maps<kKind>& maps, const Devic
   const float absmax_slow = kSlow ? t.absmax1[blocks + block] : 0.0f;
   const float absmax2 = kSecond ? t.absmax2[block] : 0.0f;
   const auto value = [&](int map, uint8_t code) {
-    return maps.rows[code * StateLayout::kRowFloats + 32 * (map - 1) + lane];
+    return maps.rows[code * StateLayout::kRowFloats + StateLayout::kCopies * (map - 1)];
   };
   float state1[kPerLane], slow[kPerLane], state2[kPerLane];
   float new1 = 0.0f, new_slow = 0.0f, new2 = 0.0f;
@@ -395,35 +388,29 @@ __device__ __noinline__ void step_any_block(const Maps<kKind>& maps, const Devic
     if constexpr (kSlow) codes1[t.numel + i] = code(slow[j], new_slow);
     if constexpr (kSecond) {
       codes2[i] = static_cast<uint8_t>(maps.map2.template encode_general<CodeRule::kNearest>(
-          maps.rows + 32, __fdiv_rn(state2[j], new2)));
+          maps.rows + StateLayout::kCopies, __fdiv_rn(state2[j], new2)));
     }
   }
 }
 
-/// Blocks [block, end) in steps of kWarps.
+/// Blocks [block, end) in steps of `stride`.
 template <typename T, OptimizerKind kKind>
 __device__ __forceinline__ void step_blocks(const Maps<kKind>& maps, const DeviceTensor& t,
-                                            const OptimizerCoefficients& shared, int64_t first,
-                                            int64_t end, int64_t counted, void* ring, int STRIDE_) {
-#if OPT_CYCLIC
-  const int STRIDE = STRIDE_;
-#else
-  constexpr int STRIDE = kWarps;
-#endif
+                                            const OptimizerCoefficients& shared, int block, int end,
+                                            int stride, int64_t counted) {
   const OptimizerCoefficients c = shared;  // in registers
-  const bool rare = c.skip_zeros || c.stochastic_rounding || t.aligned == 0 || !maps.plain();
-  const int64_t whole = rare ? first : min(end, t.numel / kBlock);
-  const uint32_t place = maps.place + threadIdx.x % 32 * 4;
-  int64_t block = first;
+  const bool rare = c.skip_zeros || c.stochastic_rounding || t.aligned == 0 || !maps.plain;
+  const int whole = rare ? 0 : static_cast<int>(min(int64_t{end}, t.numel / kBlock));
+  const uint32_t place = StateLayout::place_of_lane(maps.place);
+  const Place<T> at = place_of<T, kKind>(t);
   while (block < whole) {
-    int left = static_cast<int>(whole - block);  // a thread block's run is shorter than 2^31
-    Place<T> at = place_of<T, kKind>(t, block);
     bool stored;
 #if OPT_RING
-    auto* slots = static_cast<Slot<T, kKind>*>(ring) + threadIdx.x / 32 * kRing;
+    extern __shared__ __align__(16) char shared_memory[];
+    auto* slots = reinterpret_cast<Slot<T, kKind>*>(shared_memory + (maps.place + 0x10000 - shared_address(shared_memory))) + threadIdx.x / 32 * kRing;
 #pragma unroll
     for (int k = 0; k < kRing; ++k) {
-      if (left > k * STRIDE) request<T, kKind>(at, k * STRIDE, slots[k]);
+      if (block + k * stride < whole) request<T, kKind>(at, block + k * stride, slots[k]);
       asm volatile("cp.async.commit_group;");
     }
     int slot = 0;
@@ -432,47 +419,36 @@ __device__ __forceinline__ void step_blocks(const Maps<kKind>& maps, const Devic
       Loaded<T> in;
       Stepped<T> out;
       receive<T, kKind>(slots[slot], in);
-      if (left > kRing * STRIDE) request<T, kKind>(at, kRing * STRIDE, slots[slot]);
+      if (block + kRing * stride < whole) request<T, kKind>(at, block + kRing * stride, slots[slot]);
       asm volatile("cp.async.commit_group;");
       slot = slot == kRing - 1 ? 0 : slot + 1;
-#if OPT_MEMORY
-      stored = true;
-      const auto word = [&](uint32_t x) { return x ^ 1u; };
-      __stcs(reinterpret_cast<uint4*>(at.p), make_uint4(in.p[0].x ^ in.g[0].x, in.p[0].y ^ in.g[0].y, in.p[0].z ^ in.g[0].z, in.p[0].w ^ in.g[0].w));
-      __stcs(reinterpret_cast<uint2*>(at.codes1), make_uint2(word(in.codes1.x), word(in.codes1.y)));
-      if constexpr (kKind == OptimizerKind::kAdEMAMix) __stcs(reinterpret_cast<uint2*>(at.slow), make_uint2(word(in.slow.x), word(in.slow.y)));
-      if constexpr (has_second_state(kKind)) __stcs(reinterpret_cast<uint2*>(at.codes2), make_uint2(word(in.codes2.x), word(in.codes2.y)));
-      if (threadIdx.x % 32 <= has_second_state(kKind)) *at.absmax = in.absmax + 1.0f;
-#else
       update_block<T, kKind>(c, place, in, out);
-      stored = store_block<T, kKind>(maps, place, out, at);
-#endif
+      stored = store_block<T, kKind>(maps, place, out, at, block);
       if (!stored) break;
-      advance<T, kKind>(at, STRIDE);
-      left -= STRIDE;
-    } while (left > 0);
+      block += stride;
+    } while (block < whole);
     asm volatile("cp.async.wait_group 0;" ::: "memory");
 #else
     Loaded<T> in;
-    load_block<T, kKind>(at, 0, in);
+    load_block<T, kKind>(at, block, in);
     do {
       Stepped<T> out;
       update_block<T, kKind>(c, place, in, out);
+      // Not before here: loads into registers that are in use would be joined with them by moves,
+      // and these wait for the memory.
       __syncwarp();
-      if (left > STRIDE) load_block<T, kKind>(at, STRIDE, in);
-      stored = store_block<T, kKind>(maps, place, out, at);
+      if (block + stride < whole) load_block<T, kKind>(at, block + stride, in);
+      stored = store_block<T, kKind>(maps, place, out, at, block);
       if (!stored) break;
-      advance<T, kKind>(at, STRIDE);
-      left -= STRIDE;
-    } while (left > 0);
+      block += stride;
+    } while (block < whole);
 #endif
-    block = whole - left;
     if (!stored) {
       step_any_block<T, kKind>(maps, t, shared, block, counted);
-      block += STRIDE;
+      block += stride;
     }
   }
-  for (; block < end; block += STRIDE) step_any_block<T, kKind>(maps, t, shared, block, counted);
+  for (; block < end; block += stride) step_any_block<T, kKind>(maps, t, shared, block, counted);
 }
 
 template <typename T, OptimizerKind kKind>
@@ -481,20 +457,21 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   extern __shared__ __align__(16) char shared_memory[];
   __shared__ Maps<kKind> maps;
   maps.fill(launch, shared_memory);
+  // Blocks are dealt to warps in turn, from tensor to tensor: to those of this thread block, or to
+  // all.
+  const bool swept = launch.is_swept();
+  const int warps = swept ? static_cast<int>(gridDim.x) * kWarps : kWarps;
+  int turn = (swept ? static_cast<int>(blockIdx.x) * kWarps : 0) + static_cast<int>(threadIdx.x) / 32;
   for_runs_of_block<kKind>(
-      launch, [&](const DeviceTensor& t, const OptimizerCoefficients& shared, int first, int last) {
+      launch, swept,
+      [&](const DeviceTensor& t, const OptimizerCoefficients& c, int first, int last) {
         constexpr int kBlocks = static_cast<int>(kOptimizerChunk / kBlock);
         const int64_t counted = (launch.chunks_before + t.first_chunk) * kOptimizerChunk;
-        const int64_t begin = int64_t{first - t.first_chunk} * kBlocks + threadIdx.x / 32;
-        const int64_t end =
-            min(int64_t{last - t.first_chunk} * kBlocks, ceil_div(t.numel, int64_t{kBlock}));
-#if OPT_CYCLIC
-        if (launch.ntensors == 1) {
-          step_blocks<T, kKind>(maps, t, shared, int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, ceil_div(t.numel, int64_t{kBlock}), counted, maps.ring, gridDim.x * kWarps);
-          return;
-        }
-#endif
-        step_blocks<T, kKind>(maps, t, shared, begin, end, counted, maps.ring, kWarps);
+        const int begin = (first - t.first_chunk) * kBlocks;
+        const int end = static_cast<int>(min(int64_t{last - t.first_chunk} * kBlocks,
+                                             ceil_div(t.numel, int64_t{kBlock})));
+        step_blocks<T, kKind>(maps, t, c, begin + turn, end, warps, counted);
+        turn = (turn + warps - (end - begin) % warps) % warps;
       });
 }
 
@@ -503,7 +480,16 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 namespace optimizer {
 
 Status step_8bit(const OptimizerParams& params, Stream stream) noexcept {
-  const int64_t most = multiprocessors() * kMinBlocks;
+  int device = 0, major = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) {
+    return status_of(error);
+  }
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+      error != cudaSuccess) {
+    return status_of(error);
+  }
+  const int64_t most = multiprocessors();
   return for_batches(params, [&](const OptimizerLaunch& batch, int64_t) {
     return visit_device_dtype(params.dtype, [&](auto* tag) {
       using T = std::remove_pointer_t<decltype(tag)>;
@@ -511,9 +497,9 @@ Status step_8bit(const OptimizerParams& params, Stream stream) noexcept {
         constexpr OptimizerKind kKind = decltype(kind)::value;
         LaunchShape shape{.grid_x = static_cast<int32_t>(batch.nchunks < most ? batch.nchunks : most),
                           .threads = kThreads,
-                          .shared_bytes = StateLayout::kSharedBytes};
+                          .shared_bytes = StateLayout::shared_bytes(major)};
 #if OPT_RING
-        shape.shared_bytes = 0x20000 - 0x400 + sizeof(Slot<T, kKind>) * kRing * kWarps;
+        shape.shared_bytes = 0x20000 - 0x400 + int64_t{sizeof(Slot<T, kKind>)} * kRing * kWarps;
 #endif
         return kernels::cuda::launch(step_kernel<T, kKind>, shape, stream, batch);
       });

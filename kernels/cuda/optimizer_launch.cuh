@@ -41,6 +41,11 @@ struct OptimizerLaunch {
   int32_t nchunks;
   DeviceHyper hypers[kHypers];
   DeviceTensor tensors[kTensors];
+
+  /// Whether all thread blocks go through one tensor together, then through the next one: worth it
+  /// when a tensor keeps all of them busy. Otherwise each has a run of chunks of its own.
+  LOWBIT_HOST_DEVICE bool is_swept() const { return nchunks / ntensors >= kSweptChunks; }
+  static constexpr int kSweptChunks = 2048;  // 2^23 elements
 };
 static_assert(sizeof(OptimizerLaunch) <= 32764, "kernel parameters");
 
@@ -54,11 +59,12 @@ __device__ __noinline__ inline void device_coefficients(OptimizerKind kind, cons
   *out = optimizer_coefficients(kind, h.hyper);
 }
 
-/// The coefficients of tensor `t` for all threads, through shared memory. All threads of the block;
-/// begins and ends with a barrier.
-__device__ __forceinline__ const OptimizerCoefficients& share_coefficients(
-    OptimizerKind kind, const OptimizerLaunch& launch, const DeviceTensor& t,
-    OptimizerCoefficients* shared) {
+/// Writes the coefficients of tensor `t` to shared memory. All threads of the block; begins and
+/// ends with a barrier.
+__device__ __forceinline__ void share_coefficients(OptimizerKind kind,
+                                                   const OptimizerLaunch& launch,
+                                                   const DeviceTensor& t,
+                                                   OptimizerCoefficients* shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
     const DeviceHyper& h = launch.hypers[t.hyper];
@@ -74,7 +80,6 @@ __device__ __forceinline__ const OptimizerCoefficients& share_coefficients(
     }
   }
   __syncthreads();
-  return *shared;
 }
 
 /// The tensor that holds `chunk`.
@@ -92,20 +97,27 @@ __device__ __forceinline__ int tensor_of_chunk(const OptimizerLaunch& launch, in
 }
 
 /// Calls f(tensor, coefficients, first chunk, last chunk + 1) for the chunks of this block: a
-/// contiguous run, so that tensor and coefficients rarely change. Chunks count in the launch.
+/// contiguous run, or all of them. Chunks count in the launch. The coefficients are shared anew,
+/// with barriers, where they change only.
 template <OptimizerKind kKind, typename F>
-__device__ __forceinline__ void for_runs_of_block(const OptimizerLaunch& launch, const F& f) {
+__device__ __forceinline__ void for_runs_of_block(const OptimizerLaunch& launch, bool all,
+                                                  const F& f) {
   __shared__ OptimizerCoefficients coefficients;
-  const int begin = static_cast<int>(int64_t{launch.nchunks} * blockIdx.x / gridDim.x);
-  const int end = static_cast<int>(int64_t{launch.nchunks} * (blockIdx.x + 1) / gridDim.x);
+  const int64_t part = all ? 0 : blockIdx.x, parts = all ? 1 : gridDim.x;
+  const int begin = static_cast<int>(launch.nchunks * part / parts);
+  const int end = static_cast<int>(launch.nchunks * (part + 1) / parts);
   if (begin == end) return;
-  int at = tensor_of_chunk(launch, begin);
+  int at = tensor_of_chunk(launch, begin), hyper = -1;
   for (int chunk = begin; chunk < end;) {
     while (at + 1 < launch.ntensors && launch.tensors[at + 1].first_chunk <= chunk) ++at;
     const DeviceTensor& t = launch.tensors[at];
     const int after =
         min(end, at + 1 < launch.ntensors ? launch.tensors[at + 1].first_chunk : launch.nchunks);
-    f(t, share_coefficients(kKind, launch, t, &coefficients), chunk, after);
+    if (t.hyper != hyper || launch.hypers[t.hyper].hyper.max_unorm > 0.0f) {
+      share_coefficients(kKind, launch, t, &coefficients);
+      hyper = t.hyper;
+    }
+    f(t, coefficients, chunk, after);
     chunk = after;
   }
 }
@@ -114,7 +126,8 @@ __device__ __forceinline__ void for_runs_of_block(const OptimizerLaunch& launch,
 template <OptimizerKind kKind, typename F>
 __device__ __forceinline__ void for_chunks_of_block(const OptimizerLaunch& launch, const F& f) {
   for_runs_of_block<kKind>(
-      launch, [&](const DeviceTensor& t, const OptimizerCoefficients& c, int begin, int end) {
+      launch, /*all=*/false,
+      [&](const DeviceTensor& t, const OptimizerCoefficients& c, int begin, int end) {
         for (int chunk = begin; chunk < end; ++chunk) {
           f(t, c, int64_t{chunk - t.first_chunk} * kOptimizerChunk, chunk);
         }

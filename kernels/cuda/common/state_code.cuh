@@ -52,22 +52,49 @@ __device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
   return value;
 }
 
-/// Where rows and tables are: tables of map1 and map2, then the rows.
+/// Where the tables of map1 and map2 and the rows of values are: in this order, in dynamic shared
+/// memory. Places are addresses in the shared window.
 struct StateLayout {
-  static constexpr uint32_t kTableBytes = 0x4000, kRowBytes = 256, kRowsBytes = 0x10000;
-  static constexpr uint32_t kRowFloats = kRowBytes / 4;
-  /// Enough wherever the memory begins.
-  static constexpr int64_t kSharedBytes = 2 * kTableBytes + kRowsBytes + kRowsBytes;
+  static constexpr uint32_t kTableBytes = 0x4000;
+  static constexpr uint32_t kWideRowsBytes = 0x10000, kNarrowRowsBytes = 0x1000;
+// Where a thread block may have 227 KB. Elsewhere two lanes of a half share a value, and places are
+// added.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1100
+  static constexpr bool kWide = true;
+#else
+  static constexpr bool kWide = false;
+#endif
+  static constexpr uint32_t kCopies = kWide ? 32 : 2;  ///< of a value, before the other map's
+  static constexpr uint32_t kRowFloats = 2 * kCopies;
 
+  /// Enough wherever the memory begins. major: of the compute capability.
+  static int64_t shared_bytes(int major) {
+    return 2 * kTableBytes +
+           (major == 9 || major == 10 ? 2 * kWideRowsBytes : int64_t{kNarrowRowsBytes});
+  }
   static __device__ __forceinline__ uint32_t rows_in(uint32_t begin) {
-    return (begin + 2 * kTableBytes + kRowsBytes - 1) & ~(kRowsBytes - 1);
+    const uint32_t after = begin + 2 * kTableBytes;
+    return kWide ? (after + kWideRowsBytes - 1) & ~(kWideRowsBytes - 1) : after;
+  }
+  /// Of the lane's copies.
+  static __device__ __forceinline__ uint32_t place_of_lane(uint32_t rows) {
+    return rows + threadIdx.x % kCopies * 4;
+  }
+  static __device__ __forceinline__ uint32_t table_of(uint32_t place_of_lane) {
+    return place_of_lane - threadIdx.x % kCopies * 4 - 2 * kTableBytes;
   }
 };
 
-/// The value of byte kByte of `codes` in map 1 or 2. place: rows + 4 * lane.
+/// The value of byte kByte of `codes` in map 1 or 2. place: of the lane's copies.
 template <int kMap, int kByte>
 __device__ __forceinline__ float state_value(uint32_t codes, uint32_t place) {
-  return load_shared_float<128 * (kMap - 1)>(choose_bytes<0x7604 + 16 * kByte>(codes, place));
+  constexpr int kOffset = 4 * StateLayout::kCopies * (kMap - 1);
+  if constexpr (StateLayout::kWide) {
+    return load_shared_float<kOffset>(choose_bytes<0x7604 + 16 * kByte>(codes, place));
+  } else {
+    const uint32_t code = choose_bytes<0x4440 + kByte>(codes, 0);
+    return load_shared_float<kOffset>(code * (4 * StateLayout::kRowFloats) + place);
+  }
 }
 
 /// 256 ascending values, and how a normalized state is turned into a code. kSigned: state1 (codes
@@ -136,8 +163,7 @@ struct StateCode {
 
   /// Codes of four states. y: each over the largest magnitude of its block, times kToSmallest; a
   /// number of at most 1 then. The sign is that of `state`. lowest: -boundaries[255] * kToSmallest.
-  /// positive: states from here on are not 0 over the largest one. table: that of map kMap is at
-  /// table + (kMap - 1) * kTableBytes.
+  /// positive: states from here on are not 0 over the largest one. table: place of the first one.
   template <CodeRule kRule>
   __device__ __forceinline__ uint32_t encode(const float* y, const float* state, float lowest,
                                              float positive, uint32_t table) const {
@@ -152,9 +178,10 @@ struct StateCode {
       }
       // The sign is in no byte that matters.
       const uint32_t bits = __float_as_uint(number);
-      constexpr uint32_t kMask = StateLayout::kTableBytes - 4;
       constexpr int kOffset = kSigned ? 0 : StateLayout::kTableBytes;
-      sums[j] = load_shared_word<kOffset>((bits >> 14 & kMask) | table) + bits;
+      const uint32_t bucket = bits >> 14 & (StateLayout::kTableBytes - 4);
+      const uint32_t at = StateLayout::kWide ? bucket | table : bucket + table;
+      sums[j] = load_shared_word<kOffset>(at) + bits;
     }
     uint32_t codes = choose_bytes<0x5410>(choose_bytes<0x0062>(sums[0], sums[1]),
                                           choose_bytes<0x0062>(sums[2], sums[3]));
