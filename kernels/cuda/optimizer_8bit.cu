@@ -325,6 +325,49 @@ __device__ __forceinline__ bool store_block(const Maps<kKind>& maps, uint32_t pl
   return true;
 }
 
+/// Element j of a lane is lane + 32 * j here: bytes of a warp lie side by side.
+__device__ __forceinline__ uint2 gather_codes(const uint8_t* codes, int count) {
+  uint32_t words[2] = {0, 0};
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int i = 32 * j + static_cast<int>(threadIdx.x % 32);
+    if (i < count) words[j / 4] |= uint32_t{codes[i]} << (8 * (j % 4));
+  }
+  return make_uint2(words[0], words[1]);
+}
+
+/// Requantizes a state of any numbers; stores codes and scale.
+template <int kMap, CodeRule kRule, OptimizerKind kKind, bool kSigned>
+__device__ __forceinline__ void store_any_state(const Maps<kKind>& maps,
+                                                const StateCode<kSigned>& map,
+                                                const float (&state)[kPerLane], int count,
+                                                uint8_t* codes, float* absmax) {
+  const int lane = threadIdx.x % 32;
+  float largest = block_absmax(state);
+  uint2 packed = make_uint2(0, 0);
+  if (maps.plain && is_usual(largest)) {
+    packed = encode<kRule>(map, state, largest,
+                           StateLayout::table_of(StateLayout::place_of_lane(maps.place)));
+  } else {
+    largest = 0.0f;  // NaN does not count
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) largest = fmaxf(largest, fabsf(state[j]));
+    largest = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(largest)));
+#pragma unroll  // `state` must stay in registers
+    for (int j = 0; j < kPerLane; ++j) {
+      const uint32_t code = map.template encode_general<kRule>(
+          maps.rows + (kMap - 1) * StateLayout::kCopies, __fdiv_rn(state[j], largest));
+      (j < 4 ? packed.x : packed.y) |= code << (8 * (j % 4));
+    }
+  }
+  if (lane == 0) *absmax = largest;
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int i = 32 * j + lane;
+    if (i < count) codes[i] = static_cast<uint8_t>((j < 4 ? packed.x : packed.y) >> (8 * (j % 4)));
+  }
+}
+
 /// Any block: short, misaligned, of any numbers, maps and options.
 template <typename T, OptimizerKind kKind>
 __device__ __noinline__ void step_any_block(const Maps<kKind>& maps, const DeviceTensor& t,
@@ -335,61 +378,45 @@ __device__ __noinline__ void step_any_block(const Maps<kKind>& maps, const Devic
   const int64_t first = block * kBlock, blocks = ceil_div(t.numel, int64_t{kBlock});
   const int lane = threadIdx.x % 32;
   const int count = static_cast<int>(min(int64_t{kBlock}, t.numel - first));
+  const uint32_t place = StateLayout::place_of_lane(maps.place);
   T* p = static_cast<T*>(t.p) + first;
   const T* g = static_cast<const T*>(t.g) + first;
   uint8_t* codes1 = static_cast<uint8_t*>(t.state1) + first;
+  uint8_t* codes_slow = kSlow ? codes1 + t.numel : nullptr;
   uint8_t* codes2 = kSecond ? static_cast<uint8_t*>(t.state2) + first : nullptr;
-  const float absmax1 = t.absmax1[block];
-  const float absmax_slow = kSlow ? t.absmax1[blocks + block] : 0.0f;
-  const float absmax2 = kSecond ? t.absmax2[block] : 0.0f;
-  const auto value = [&](int map, uint8_t code) {
-    return maps.rows[code * StateLayout::kRowFloats + StateLayout::kCopies * (map - 1)];
-  };
-  float state1[kPerLane], slow[kPerLane], state2[kPerLane];
-  float new1 = 0.0f, new_slow = 0.0f, new2 = 0.0f;
+  float state1[kPerLane], slow[kPerLane] = {}, state2[kPerLane] = {};
+  decode<1>(gather_codes(codes1, count), t.absmax1[block], place, state1);
+  if constexpr (kSlow) {
+    decode<1>(gather_codes(codes_slow, count), t.absmax1[blocks + block], place, slow);
+  }
+  if constexpr (kSecond) decode<2>(gather_codes(codes2, count), t.absmax2[block], place, state2);
+  T old_p[kPerLane], old_g[kPerLane];
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j) {
     const int i = 32 * j + lane;
-    state1[j] = slow[j] = state2[j] = 0.0f;
-    if (i >= count) continue;
-    const T old = p[i];
-    DeviceElement e{to_float(old), to_float(g[i]), __fmul_rn(value(1, codes1[i]), absmax1)};
-    if constexpr (kSlow) e.slow = __fmul_rn(value(1, codes1[t.numel + i]), absmax_slow);
-    if constexpr (kSecond) e.state2 = __fmul_rn(value(2, codes2[i]), absmax2);
+    old_p[j] = i < count ? p[i] : from_float<T>(0.0f);
+    old_g[j] = i < count ? g[i] : from_float<T>(0.0f);
+  }
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const int i = 32 * j + lane;
+    DeviceElement e{to_float(old_p[j]), to_float(old_g[j]), state1[j], slow[j], state2[j]};
     update_element<kKind, true, true>(c, e);
-    if (kSecond && !(fabsf(e.g) <= 3.402823466e38f)) {
-      e.state1 = e.slow = e.state2 = 0.0f;  // keeps p and begins again
-    } else {
-      p[i] = rounded<T, true>(c, e.p, counted + first + i);
-    }
-    state1[j] = e.state1, slow[j] = e.slow, state2[j] = e.state2;
-    new1 = fmaxf(new1, fabsf(e.state1));
-    new_slow = fmaxf(new_slow, fabsf(e.slow));
-    new2 = fmaxf(new2, fabsf(e.state2));
+    const bool restarts = kSecond && !(fabsf(e.g) <= 3.402823466e38f);  // and keeps p
+    if (i < count && !restarts) p[i] = rounded<T, true>(c, e.p, counted + first + i);
+    const bool counts = i < count && !restarts;
+    state1[j] = counts ? e.state1 : 0.0f;
+    slow[j] = counts ? e.slow : 0.0f;
+    state2[j] = counts ? e.state2 : 0.0f;
   }
-  const auto over_warp = [](float x) {
-    return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
-  };
-  new1 = over_warp(new1), new_slow = over_warp(new_slow), new2 = over_warp(new2);
-  if (lane == 0) {
-    t.absmax1[block] = new1;
-    if constexpr (kSlow) t.absmax1[blocks + block] = new_slow;
-    if constexpr (kSecond) t.absmax2[block] = new2;
+  store_any_state<1, kRule>(maps, maps.map1, state1, count, codes1, t.absmax1 + block);
+  if constexpr (kSlow) {
+    store_any_state<1, kRule>(maps, maps.map1, slow, count, codes_slow,
+                              t.absmax1 + blocks + block);
   }
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const int i = 32 * j + lane;
-    if (i >= count) break;
-    const auto code = [&](float state, float absmax) {
-      return static_cast<uint8_t>(
-          maps.map1.template encode_general<kRule>(maps.rows, __fdiv_rn(state, absmax)));
-    };
-    codes1[i] = code(state1[j], new1);
-    if constexpr (kSlow) codes1[t.numel + i] = code(slow[j], new_slow);
-    if constexpr (kSecond) {
-      codes2[i] = static_cast<uint8_t>(maps.map2.template encode_general<CodeRule::kNearest>(
-          maps.rows + StateLayout::kCopies, __fdiv_rn(state2[j], new2)));
-    }
+  if constexpr (kSecond) {
+    store_any_state<2, CodeRule::kNearest>(maps, maps.map2, state2, count, codes2,
+                                           t.absmax2 + block);
   }
 }
 

@@ -27,27 +27,59 @@ constexpr std::array<std::pair<std::string_view, OptimizerRule>, 8> kRules = {{
     {"lion", {OptimizerKind::kLion, false}},
 }};
 
+bool is_given(const at::Tensor* tensor) { return tensor != nullptr && tensor->defined(); }
+
 /// A state: `numel` contiguous elements of `dtype` on p's device.
-void check_state(const char* op, const char* argument, const at::Tensor& state,
+void check_state(const char* op, const char* argument, const at::Tensor* state,
                  at::ScalarType dtype, const c10::SymInt& numel, at::Device device) {
-  LOWBIT_CHECK(state.defined(), op, argument, "a tensor", "none");
-  check_device(op, argument, state, device);
-  check_dtype(op, argument, state, dtype);
-  LOWBIT_CHECK(state.sym_numel() == numel, op, argument, c10::str(numel, " elements long"),
-               c10::str("shape ", state.sym_sizes()));
-  LOWBIT_CHECK(state.is_contiguous(), op, argument, "contiguous", "a view with other strides");
+  LOWBIT_CHECK(is_given(state), op, argument, "a tensor", "none");
+  check_device(op, argument, *state, device);
+  check_dtype(op, argument, *state, dtype);
+  LOWBIT_CHECK(state->sym_numel() == numel, op, argument, c10::str(numel, " elements long"),
+               c10::str("shape ", state->sym_sizes()));
+  LOWBIT_CHECK(state->is_contiguous(), op, argument, "contiguous", "a view with other strides");
+}
+
+/// The same questions without names and symbols, for the tensors of every step; false leaves the
+/// answer to check_operand.
+bool is_plain(const OptimizerCall& call, const OptimizerOperand& t, at::Device device,
+              at::ScalarType dtype) {
+  const at::Tensor &p = *t.p, &g = *t.g;
+  const c10::TensorImpl* impl = p.unsafeGetTensorImpl();
+  if (impl->has_symbolic_sizes_strides() || p.device() != device || g.device() != device) {
+    return false;
+  }
+  if (p.scalar_type() != dtype || g.scalar_type() != dtype || !is_kernel_dtype(dtype) ||
+      g.layout() != at::kStrided || g.sizes() != p.sizes()) {
+    return false;
+  }
+  const int64_t numel = p.numel(), rows = kernels::state1_rows(call.kind);
+  const auto fits = [&](const at::Tensor* state, at::ScalarType wanted, int64_t size) {
+    return is_given(state) && state->scalar_type() == wanted && state->device() == device &&
+           state->numel() == size && state->is_contiguous();
+  };
+  const bool second = has_second_state(call.kind);
+  const at::ScalarType kept = call.blockwise ? at::kByte : at::kFloat;
+  if (!fits(t.state1, kept, numel * rows) || (second && !fits(t.state2, kept, numel))) return false;
+  if (call.blockwise) {
+    const int64_t blocks = kernels::ceil_div(numel, kernels::kOptimizerBlocksize);
+    if (!fits(t.absmax1, at::kFloat, blocks * rows)) return false;
+    if (second && !fits(t.absmax2, at::kFloat, blocks)) return false;
+  }
+  return !is_given(t.unorm) || fits(t.unorm, at::kFloat, 1);
 }
 
 void check_operand(const char* op, const OptimizerCall& call, const OptimizerOperand& t) {
-  check_float(op, "p", t.p);
-  const at::Device device = t.p.device();
-  LOWBIT_CHECK(t.g.layout() == at::kStrided, op, "g", "a dense tensor", t.g.layout(),
+  const at::Tensor &p = *t.p, &g = *t.g;
+  check_float(op, "p", p);
+  const at::Device device = p.device();
+  LOWBIT_CHECK(g.layout() == at::kStrided, op, "g", "a dense tensor", g.layout(),
                "Sparse gradients are not supported: use dense ones.");
-  check_device(op, "g", t.g, device);
-  check_dtype(op, "g", t.g, t.p.scalar_type());
-  LOWBIT_CHECK(t.g.sym_sizes() == t.p.sym_sizes(), op, "g",
-               c10::str("of p's shape ", t.p.sym_sizes()), c10::str("shape ", t.g.sym_sizes()));
-  const c10::SymInt numel = t.p.sym_numel();
+  check_device(op, "g", g, device);
+  check_dtype(op, "g", g, p.scalar_type());
+  LOWBIT_CHECK(g.sym_sizes() == p.sym_sizes(), op, "g",
+               c10::str("of p's shape ", p.sym_sizes()), c10::str("shape ", g.sym_sizes()));
+  const c10::SymInt numel = p.sym_numel();
   const int64_t rows = kernels::state1_rows(call.kind);
   const at::ScalarType dtype = call.blockwise ? at::kByte : at::kFloat;
   check_state(op, "state1", t.state1, dtype, numel * rows, device);
@@ -59,11 +91,11 @@ void check_operand(const char* op, const OptimizerCall& call, const OptimizerOpe
     check_state(op, "absmax1", t.absmax1, at::kFloat, blocks * rows, device);
     if (second) check_state(op, "absmax2", t.absmax2, at::kFloat, blocks, device);
   }
-  if (t.unorm.defined()) check_state(op, "unorm_vec", t.unorm, at::kFloat, 1, device);
+  if (is_given(t.unorm)) check_state(op, "unorm_vec", t.unorm, at::kFloat, 1, device);
 }
 
 void check_map(const char* op, const char* argument, const at::Tensor& map, at::Device device) {
-  check_state(op, argument, map, at::kFloat, 256, device);
+  check_state(op, argument, &map, at::kFloat, 256, device);
 }
 
 /// Memory of dense operands, with copies of the others.
@@ -74,25 +106,23 @@ struct Operands {
 
   explicit Operands(const OptimizerCall& call) {
     tensors.reserve(call.tensors.size());
-    const auto floats = [](const at::Tensor& t) {
-      return t.defined() ? static_cast<float*>(t.mutable_data_ptr()) : nullptr;
+    back.reserve(call.tensors.size());    // so that none of them moves
+    owners.reserve(call.tensors.size());
+    const auto memory = [](const at::Tensor* t) {
+      return is_given(t) ? t->mutable_data_ptr() : nullptr;
     };
     for (const OptimizerOperand& t : call.tensors) {
-      at::Tensor p = t.p;
-      if (!p.is_contiguous()) {
-        p = p.contiguous();
-        back.emplace_back(t.p, p);
-      }
-      const at::Tensor g = t.g.contiguous();
-      if (!g.is_same(t.g)) owners.push_back(g);
-      tensors.push_back({.p = p.mutable_data_ptr(),
-                         .g = g.const_data_ptr(),
-                         .state1 = t.state1.mutable_data_ptr(),
-                         .state2 = t.state2.defined() ? t.state2.mutable_data_ptr() : nullptr,
-                         .absmax1 = floats(t.absmax1),
-                         .absmax2 = floats(t.absmax2),
-                         .unorm = floats(t.unorm),
-                         .numel = p.numel(),
+      const at::Tensor *p = t.p, *g = t.g;
+      if (!p->is_contiguous()) p = &back.emplace_back(*p, p->contiguous()).second;
+      if (!g->is_contiguous()) g = &owners.emplace_back(g->contiguous());
+      tensors.push_back({.p = p->mutable_data_ptr(),
+                         .g = g->const_data_ptr(),
+                         .state1 = memory(t.state1),
+                         .state2 = memory(t.state2),
+                         .absmax1 = static_cast<float*>(memory(t.absmax1)),
+                         .absmax2 = static_cast<float*>(memory(t.absmax2)),
+                         .unorm = static_cast<float*>(memory(t.unorm)),
+                         .numel = p->numel(),
                          .hyper = t.hyper});
     }
   }
@@ -147,14 +177,15 @@ void check_optimizer_call(const char* op, const OptimizerCall& call) {
                  "0 for this optimizer", h.max_unorm);
   }
   if (call.tensors.empty()) return;
-  const at::Tensor& first = call.tensors[0].p;
+  const at::Tensor& first = *call.tensors[0].p;
   if (call.blockwise) {
     check_map(op, "qmap1", call.map1, first.device());
     if (has_second_state(call.kind)) check_map(op, "qmap2", call.map2, first.device());
   }
   for (const OptimizerOperand& t : call.tensors) {
-    check_device(op, "p", t.p, first.device());
-    check_dtype(op, "p", t.p, first.scalar_type());
+    if (is_plain(call, t, first.device(), first.scalar_type())) continue;
+    check_device(op, "p", *t.p, first.device());
+    check_dtype(op, "p", *t.p, first.scalar_type());
     check_operand(op, call, t);
   }
 }
@@ -173,17 +204,17 @@ void run_optimizer_call(const char* op, const OptimizerCall& call) {
   };
   kernels::OptimizerParams params{.kind = call.kind,
                                   .blockwise = call.blockwise,
-                                  .dtype = kernel_dtype(call.tensors[0].p.scalar_type()),
+                                  .dtype = kernel_dtype(call.tensors[0].p->scalar_type()),
                                   .tensors = operands.tensors.data(),
                                   .ntensors = static_cast<int64_t>(operands.tensors.size()),
                                   .hypers = call.hypers.data(),
                                   .nhypers = static_cast<int64_t>(call.hypers.size()),
                                   .map1 = floats(call.map1),
                                   .map2 = floats(call.map2)};
-  step_on(op, call.tensors[0].p.device(), params);
+  step_on(op, call.tensors[0].p->device(), params);
   for (const auto& [p, copy] : operands.back) p.copy_(copy);
   for (const OptimizerOperand& t : call.tensors) {
-    if (!t.p.is_inference()) t.p.unsafeGetTensorImpl()->bump_version();
+    if (!t.p->is_inference()) t.p->unsafeGetTensorImpl()->bump_version();
   }
 }
 
@@ -223,11 +254,11 @@ void update_32bit(std::string_view optimizer_name, const at::Tensor& g, const at
   call.hypers = {hyper_of(beta1, beta2, beta3, alpha, eps, weight_decay, step, lr, gnorm_scale,
                           max_unorm, skip_zeros)};
   call.hypers[0].param_norm = static_cast<float>(param_norm);
-  call.tensors = {{.p = p,
-                   .g = g,
-                   .state1 = state1,
-                   .state2 = value_or_undefined(state2),
-                   .unorm = value_or_undefined(unorm_vec)}};
+  call.tensors = {{.p = &p,
+                   .g = &g,
+                   .state1 = &state1,
+                   .state2 = &value_or_undefined(state2),
+                   .unorm = &value_or_undefined(unorm_vec)}};
   kRun(kOp, call);
 }
 
@@ -247,12 +278,12 @@ void update_8bit_blockwise(std::string_view optimizer_name, const at::Tensor& g,
   OptimizerCall call{.kind = rule.kind, .blockwise = true};
   call.hypers = {hyper_of(beta1, beta2, beta3, alpha, eps, weight_decay, step, lr, gnorm_scale, 0,
                           skip_zeros)};
-  call.tensors = {{.p = p,
-                   .g = g,
-                   .state1 = state1,
-                   .state2 = value_or_undefined(state2),
-                   .absmax1 = absmax1,
-                   .absmax2 = value_or_undefined(absmax2)}};
+  call.tensors = {{.p = &p,
+                   .g = &g,
+                   .state1 = &state1,
+                   .state2 = &value_or_undefined(state2),
+                   .absmax1 = &absmax1,
+                   .absmax2 = &value_or_undefined(absmax2)}};
   call.map1 = qmap1;
   call.map2 = value_or_undefined(qmap2);
   kRun(kOp, call);
@@ -260,18 +291,18 @@ void update_8bit_blockwise(std::string_view optimizer_name, const at::Tensor& g,
 
 /// Lists of the multi-tensor ops: as long as p, or empty where the rule needs nothing.
 void fill(const char* op, const char* argument, at::TensorList list, OptimizerCall& call,
-          at::Tensor OptimizerOperand::*member) {
+          const at::Tensor* OptimizerOperand::*member) {
   LOWBIT_CHECK(list.empty() || list.size() == call.tensors.size(), op, argument,
                c10::str("a list of ", call.tensors.size(), " tensors, or empty"),
                c10::str(list.size(), " tensors"));
-  for (size_t i = 0; i < list.size(); ++i) call.tensors[i].*member = list[i];
+  for (size_t i = 0; i < list.size(); ++i) call.tensors[i].*member = &list[i];
 }
 
 /// A float32 scalar on the device of the tensors.
 const float* value_pointer(const char* op, const char* argument, const OptionalTensor& value,
                            const OptimizerCall& call) {
   if (!value.has_value() || !value->defined() || call.tensors.empty()) return nullptr;
-  check_state(op, argument, *value, at::kFloat, 1, call.tensors[0].p.device());
+  check_state(op, argument, &*value, at::kFloat, 1, call.tensors[0].p->device());
   return value->is_meta() ? nullptr : static_cast<const float*>(value->const_data_ptr());
 }
 

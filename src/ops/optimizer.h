@@ -19,15 +19,16 @@ struct OptimizerRule {
 /// Throws c10::Error for other names.
 OptimizerRule parse_optimizer(const char* op, std::string_view name);
 
-/// One parameter. Undefined tensors: what the rule does not have.
+/// One parameter. The tensors are the caller's and stay where they are: a step over hundreds of
+/// parameters counts no references. Null or undefined: what the rule does not have.
 struct OptimizerOperand {
-  at::Tensor p = {};        ///< float32, float16 or bfloat16; any layout
-  at::Tensor g = {};        ///< p's sizes and dtype; any layout
-  at::Tensor state1 = {};   ///< contiguous, as all states; AdEMAMix: [2, *p.sizes()]
-  at::Tensor state2 = {};   ///< p's sizes
-  at::Tensor absmax1 = {};  ///< float32; AdEMAMix: [2, ceil(numel / 256)]
-  at::Tensor absmax2 = {};
-  at::Tensor unorm = {};  ///< float32 [1]
+  const at::Tensor* p = nullptr;        ///< float32, float16 or bfloat16; any layout
+  const at::Tensor* g = nullptr;        ///< p's sizes and dtype; any layout
+  const at::Tensor* state1 = nullptr;   ///< contiguous, as all states; AdEMAMix: [2, *p.sizes()]
+  const at::Tensor* state2 = nullptr;   ///< p's sizes
+  const at::Tensor* absmax1 = nullptr;  ///< float32; AdEMAMix: [2, ceil(numel / 256)]
+  const at::Tensor* absmax2 = nullptr;
+  const at::Tensor* unorm = nullptr;  ///< float32 [1]
   int32_t hyper = 0;
 };
 

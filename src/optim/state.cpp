@@ -175,13 +175,13 @@ void Optimizer::load_state_dict(const OptimizerStateDict& dict) {
       ops::OptimizerCall call{.kind = kind, .blockwise = state.blockwise()};
       call.map1 = state.qmap1;
       call.map2 = state.qmap2;
-      call.tensors = {{.p = params[j],
-                       .g = params[j],
-                       .state1 = state.state1,
-                       .state2 = state.state2,
-                       .absmax1 = state.absmax1,
-                       .absmax2 = state.absmax2,
-                       .unorm = state.unorm_vec}};
+      call.tensors = {{.p = &params[j],
+                       .g = &params[j],
+                       .state1 = &state.state1,
+                       .state2 = &state.state2,
+                       .absmax1 = &state.absmax1,
+                       .absmax2 = &state.absmax2,
+                       .unorm = &state.unorm_vec}};
       ops::check_optimizer_call(op, call);
       LOWBIT_CHECK(has_second_state(kind) || !state.state2.defined(), op, "state2",
                    "absent for this optimizer", "a tensor");

@@ -205,7 +205,7 @@ std::vector<Optimizer::Call> Optimizer::calls_of(const std::vector<Update>& upda
     const bool managed = s.paged == PagedMemory::kManaged;
     const auto fits = [&](const Call& known) {
       const ops::OptimizerCall& call = known.call;
-      const at::Tensor& p = call.tensors[0].p;
+      const at::Tensor& p = *call.tensors[0].p;
       return p.device() == u.p.device() && p.scalar_type() == u.p.scalar_type() &&
              call.blockwise == s.blockwise() && call.map1.is_same(s.qmap1) &&
              call.map2.is_same(s.qmap2) && managed == !known.prefetched.empty() &&
@@ -234,13 +234,13 @@ std::vector<Optimizer::Call> Optimizer::calls_of(const std::vector<Update>& upda
     auto known = std::find_if(hypers.begin(), hypers.end(),
                               [&](const OptimizerHyper& h) { return same(h, hyper); });
     if (known == hypers.end()) known = hypers.insert(known, hyper);
-    found->call.tensors.push_back({.p = u.p,
-                                   .g = u.g,
-                                   .state1 = s.state1,
-                                   .state2 = s.state2,
-                                   .absmax1 = s.absmax1,
-                                   .absmax2 = s.absmax2,
-                                   .unorm = u.config.max_unorm > 0 ? s.unorm_vec : at::Tensor(),
+    found->call.tensors.push_back({.p = &u.p,
+                                   .g = &u.g,
+                                   .state1 = &s.state1,
+                                   .state2 = &s.state2,
+                                   .absmax1 = &s.absmax1,
+                                   .absmax2 = &s.absmax2,
+                                   .unorm = u.config.max_unorm > 0 ? &s.unorm_vec : nullptr,
                                    .hyper = static_cast<int32_t>(known - hypers.begin())});
   }
   return calls;

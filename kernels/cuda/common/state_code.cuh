@@ -201,7 +201,7 @@ struct StateCode {
 
   /// Any map, any y. values: of code k at values[k * kRowFloats].
   template <CodeRule kRule>
-  __device__ uint32_t encode_general(const float* values, float y) const {
+  __device__ __noinline__ uint32_t encode_general(const float* values, float y) const {
     if (!(y == y)) return 0;
     int code = count_below(y);
     const auto value = [&](int k) { return values[k * StateLayout::kRowFloats]; };
