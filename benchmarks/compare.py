@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Two results of `lowbit bench linear|quantize --json` (or of benchmarks/peers), side by side.
+"""Two results of `lowbit bench linear|quantize|optimizer --json` (or of benchmarks/peers), side by side.
 
     python benchmarks/compare.py A.json B.json [-o table.md]
 
-Rows are joined by shape, tokens, type and pass, or by operation; what only one file holds is left out, and counted.
+Rows are joined by shape, tokens, type and pass, by operation, or by optimizer; what only one file holds is left out,
+and counted.
 The last column is B's time over A's: above 1, A is faster. Standard library only.
 """
 import argparse
@@ -15,21 +16,32 @@ import sys
 def key(bench, row):
     if bench == "linear":
         return (row["n"], row["k"], row["m"], row["type"], row["backward"])
+    if bench == "optimizer":
+        return (row["optimizer"], row["tensors"], row["elements"])
     return (row["op"], row["elements"])
 
 
 def label(bench, row):
     if bench == "linear":
         return ["%dx%d" % (row["n"], row["k"]), str(row["m"]), row["type"], "backward" if row["backward"] else "forward"]
-    return [row["op"], str(row["elements"])]
+    return [str(part) for part in key(bench, row)]
 
 
-LABELS = {"linear": ["N x K", "M", "type", "pass"], "quantize": ["op", "elements"]}
+LABELS = {"linear": ["N x K", "M", "type", "pass"], "quantize": ["op", "elements"],
+          "optimizer": ["optimizer", "tensors", "elements"]}
 
 
 def share(bench, row):
     """What makes results of two machines comparable: the ratio to the float layer, or the part of a copy."""
     return "%.2fx" % row["ratio"] if bench == "linear" else "%.0f %%" % (100 * row["part_of_copy"])
+
+
+BASELINE = {"optimizer": ["torch fused AdamW us"]}
+
+
+def baseline(bench, row):
+    """What `row` was measured beside, for benches that say so in microseconds."""
+    return ["%.1f" % (row["torch_fused_adamw_seconds"] * 1e6)] if bench in BASELINE else []
 
 
 def title(result):
@@ -48,7 +60,7 @@ def microseconds(row):
 
 
 def share_name(result):
-    if result["bench"] == "quantize":
+    if result["bench"] != "linear":
         return "of copy"
     return "x " + ("cuBLAS " if result["device"].startswith("cuda") else "float ") + result["dtype"]
 
@@ -56,8 +68,10 @@ def share_name(result):
 def table(result):
     """One result alone."""
     bench = result["bench"]
-    rows = [label(bench, r) + [microseconds(r), "%.0f" % (100 * r["spread"]), share(bench, r)] for r in result["rows"]]
-    return title(result) + "\n\n" + markdown(LABELS[bench] + ["us", "spread %", share_name(result)], rows)
+    rows = [label(bench, r) + [microseconds(r), "%.0f" % (100 * r["spread"]), share(bench, r)] + baseline(bench, r)
+            for r in result["rows"]]
+    header = LABELS[bench] + ["us", "spread %", share_name(result)] + BASELINE.get(bench, [])
+    return title(result) + "\n\n" + markdown(header, rows)
 
 
 def side_by_side(a, b):
@@ -70,12 +84,14 @@ def side_by_side(a, b):
         other = others.get(key(bench, row))
         if other:
             rows.append(label(bench, row) + [microseconds(row), microseconds(other), share(bench, row),
-                                             share(bench, other), "%.2f" % (other["seconds"] / row["seconds"])])
+                                             share(bench, other), "%.2f" % (other["seconds"] / row["seconds"])] +
+                        baseline(bench, row))
     names = [a["library"], b["library"]]
     if names[0] == names[1]:
         names = ["A", "B"]
     header = LABELS[bench] + ["%s us" % name for name in names]
     header += ["%s, %s" % (name, share_name(r)) for name, r in zip(names, (a, b))] + ["%s / %s" % (names[1], names[0])]
+    header += BASELINE.get(bench, [])
     text = "%s: %s\n%s: %s\n" % (names[0], title(a), names[1], title(b))
     if a["machine"].split(",")[0] != b["machine"].split(",")[0]:
         text += "Different machines: only the shares compare.\n"

@@ -4,8 +4,8 @@
 #
 #   tests/gpu_suite.sh --bin DIR [--out DIR] [--skip-tests] [--skip-sanitizer] [--skip-bench]
 #
-# Prints tables; --out gets the whole output: tests.log, sanitizer.log, bench.log; linear, quantize and matmul as .md
-# and .json, kernels_quantize.md; plots (.svg); where Python has bitsandbytes, its results (bitsandbytes_*.json) and the
+# Prints tables; --out gets the whole output: tests.log, sanitizer.log, bench.log; linear, quantize, optimizer and
+# matmul as .md and .json, kernels_quantize.md; plots (.svg); where Python has bitsandbytes, its results (bitsandbytes_*.json) and the
 # comparison (compare_*.md). Whatever fails or hangs, the rest still runs. Exit code: 0 when all passed, 1 otherwise.
 set -uo pipefail
 root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/..
@@ -180,6 +180,9 @@ if [ $bench = 1 ]; then
   run_bench 18 60 lowbit bench quantize --device cuda:0 --seconds 0.03 -o "$out/quantize.md" -o "$out/quantize.json"
   run_bench 102 60 lowbit bench linear --device cuda:0 --shapes $shapes --m $tokens --type nf4,fp4,int8 --backward \
     --seconds 0.03 -o "$out/linear.md" -o "$out/linear.json"
+  run_bench 12 60 lowbit bench optimizer --device cuda:0 --seconds 0.03 -o "$out/optimizer.md" -o "$out/optimizer.json"
+  run_bench 8 60 lowbit bench optimizer --device cuda:0 --tensors 448 --elements 42000000 --optimizers adamw8bit \
+    --seconds 0.03 -o "$out/optimizer_448.md" -o "$out/optimizer_448.json"
   run_bench 30 90 fourbit_matmul_cuda_bench --quick --md "$out/matmul.md" --json "$out/matmul.json"
   run_bench 6 120 lowbit bench generate --shape llama-8b --type nf4 --double-quant --device cuda:0 --new-tokens 64 --repeat 2
   peer=
@@ -188,7 +191,10 @@ if [ $bench = 1 ]; then
     run_python 2 90 peers/linear.py --device cuda:0 --shapes $shapes --m $tokens --type nf4,int8 --seconds 0.03 \
       -o "$out/bitsandbytes_linear.json"
     run_python 2 90 peers/quantize.py --device cuda:0 --seconds 0.03 -o "$out/bitsandbytes_quantize.json"
-    for what in linear quantize; do
+    run_python 2 90 peers/optimizer.py --device cuda:0 --seconds 0.03 -o "$out/bitsandbytes_optimizer.json"
+    run_python 2 90 peers/optimizer.py --device cuda:0 --tensors 448 --elements 42000000 --optimizers adamw8bit \
+      --seconds 0.03 -o "$out/bitsandbytes_optimizer_448.json"
+    for what in linear quantize optimizer optimizer_448; do
       run_python 40 20 compare.py "$out/$what.json" "$out/bitsandbytes_$what.json" -o "$out/compare_$what.md"
     done
   else
