@@ -107,6 +107,7 @@ at::Tensor clip_factor(const Updates& updates, double max_norm) {
 std::vector<Optimizer::Update> Optimizer::collect() const {
   const char* op = name_.c_str();
   const OptimizerKind kind = ops::parse_optimizer(op, variant_.algorithm).kind;
+  const bool capturable = guards().capturable;
   std::vector<Update> updates;
   size_t count = 0;
   for (const auto& group : param_groups_) count += group.params().size();
@@ -133,6 +134,8 @@ std::vector<Optimizer::Update> Optimizer::collect() const {
       update.g = grad.scalar_type() == p.scalar_type() ? grad : grad.to(p.scalar_type());
       LOWBIT_CHECK(update.config.max_unorm == 0 || has_update_limit(kind), op, "max_unorm",
                    "0 for this optimizer", update.config.max_unorm);
+      LOWBIT_CHECK(!capturable || !(update.values.t_alpha || update.values.t_beta3), op,
+                   "t_alpha and t_beta3", "none with capturable(true)", "an override");
       if (const auto found = state_.find(p.unsafeGetTensorImpl()); found != state_.end()) {
         update.state = static_cast<State*>(found->second.get());
         const int64_t size = update.state->state1.numel() / state1_rows(kind);

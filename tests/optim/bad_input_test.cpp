@@ -60,6 +60,11 @@ TEST_F(OptimizerBadInput, Options) {
           adamw(AdamWOptions().capturable(true).error_if_nonfinite(true)));
   refused("`t_alpha and t_beta3` must be none with capturable(true)",
           [&] { AdEMAMix(params_, AdEMAMixOptions().t_alpha(9).capturable(true)); });
+  AdEMAMix captured(params_, AdEMAMixOptions().capturable(true));
+  captured.overrides().set(params_[0], {.t_beta3 = 9});
+  params_[0].mutable_grad() = normal({5000});
+  refused("`t_alpha and t_beta3` must be none with capturable(true), got an override",
+          [&] { captured.step(); });
   refused("`paged_budget` must be at least 0", adamw(AdamWOptions().paged_budget(-1)));
   refused("options of another class", [&] {
     AdamW8bit({torch::optim::OptimizerParamGroup(

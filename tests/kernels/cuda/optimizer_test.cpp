@@ -1,6 +1,7 @@
 // Optimizer steps on CUDA against the scalar reference: states to the bit, parameters to the bit
 // with float32 states and to the rounding of an approximate root and quotient with 8-bit ones.
 #include <cmath>
+#include <cstdlib>
 
 #include "device_buffer.h"
 #include "kernels/optimizer_problem.h"
@@ -250,6 +251,35 @@ TEST_F(CudaOptimizer, CodesOfAMillionStates) {
       expect_same(device, truth, before);
       if (HasFatalFailure()) return;
     }
+  }
+}
+
+/// Tensors that all thread blocks go through together (from 2^23 elements on average), the second
+/// one from where the first one left off, with numbers that need the general function here and there.
+TEST_F(CudaOptimizer, LargeTensors) {
+  LOWBIT_NEEDS_GPU();
+  const bool quick = std::getenv("LOWBIT_TEST_ROUNDS") != nullptr;  // under compute-sanitizer
+  for (const OptimizerKind kind : {OptimizerKind::kAdam, OptimizerKind::kLion}) {
+    OptimizerProblem truth;
+    truth.kind = kind, truth.blockwise = true, truth.dtype = DType::kBFloat16;
+    truth.hypers = {{.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .step = 3}};
+    for (const int64_t numel : {(int64_t{1} << 23) + 12345, int64_t{1} << 23}) {
+      auto& t = truth.add(numel);
+      fill_random(t.p.data(), truth.dtype, numel, random_, Content::kNormal);
+      fill_random(t.g.data(), truth.dtype, numel, random_, Content::kNormal);
+      for (int i = 0; i < 1000; ++i) {
+        const float rare[] = {0.0f, INFINITY, NAN, 1e30f, 1e-30f};
+        store_element(t.g.data(), truth.dtype, below(static_cast<uint32_t>(numel)), rare[i % 5]);
+      }
+      std::memset(t.absmax1.data(), 0x3c, t.absmax1.bytes());  // codes of 0 are not zeros then
+      if (quick) break;
+    }
+    DeviceCopy device(truth);
+    const std::vector<Bytes> before = parameters(truth);
+    device.step();
+    truth.step_on_cpu();
+    expect_same(device, truth, before);
+    if (HasFatalFailure()) return;
   }
 }
 
