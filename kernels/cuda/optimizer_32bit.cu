@@ -216,12 +216,10 @@ Status limits(const OptimizerParams& params, Stream stream) noexcept {
   const int64_t most = multiprocessors() * 8;
   return for_batches(params, [&](OptimizerLaunch& batch, int64_t first) {
     batch.limits = nullptr;  // not yet known
-    const Status status = visit_device_dtype(params.dtype, [&](auto* tag) {
+    const int64_t grid = batch.nchunks < most ? batch.nchunks : most;
+    const Status status = visit_dtype_and_kind(params, [&](auto* tag, auto kind) {
       using T = std::remove_pointer_t<decltype(tag)>;
-      return visit_kind(params.kind, [&](auto kind) {
-        return norms<T, decltype(kind)::value>(params, batch,
-                                               batch.nchunks < most ? batch.nchunks : most, stream);
-      });
+      return norms<T, decltype(kind)::value>(params, batch, grid, stream);
     });
     if (!status.ok()) return status;
     LimitLaunch limits{
@@ -240,12 +238,10 @@ Status limits(const OptimizerParams& params, Stream stream) noexcept {
 Status step_32bit(const OptimizerParams& params, Stream stream) noexcept {
   const int64_t most = multiprocessors() * 8;
   return for_batches(params, [&](const OptimizerLaunch& batch, int64_t) {
-    return visit_device_dtype(params.dtype, [&](auto* tag) {
+    const int64_t grid = batch.nchunks < most ? batch.nchunks : most;
+    return visit_dtype_and_kind(params, [&](auto* tag, auto kind) {
       using T = std::remove_pointer_t<decltype(tag)>;
-      return visit_kind(params.kind, [&](auto kind) {
-        return launch(step_kernel<T, decltype(kind)::value>,
-                      batch.nchunks < most ? batch.nchunks : most, kThreads, stream, batch);
-      });
+      return launch(step_kernel<T, decltype(kind)::value>, grid, kThreads, stream, batch);
     });
   });
 }

@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
 #include "optimizer_math.h"
 
@@ -138,6 +139,7 @@ __device__ __forceinline__ void for_chunks_of_block(const OptimizerLaunch& launc
 template <typename Step>
 Status for_batches(const OptimizerParams& p, const Step& step) noexcept {
   OptimizerLaunch launch;
+  constexpr int64_t kMostChunks = INT32_MAX / (kOptimizerChunk / kOptimizerBlocksize);
   int64_t chunks_before = 0;
   for (int64_t begin = 0; begin < p.ntensors;) {
     launch.map1 = p.map1;
@@ -152,7 +154,7 @@ Status for_batches(const OptimizerParams& p, const Step& step) noexcept {
     for (; t < p.ntensors && launch.ntensors < OptimizerLaunch::kTensors; ++t) {
       const OptimizerTensor& tensor = p.tensors[t];
       const int64_t chunks = ceil_div(tensor.numel, kOptimizerChunk);
-      if (launch.nchunks + chunks > INT32_MAX) break;
+      if (launch.nchunks + chunks > kMostChunks) break;
       int slot = 0;
       while (slot < nhypers && known[slot] != tensor.hyper) ++slot;
       if (slot == nhypers) {
@@ -181,7 +183,7 @@ Status for_batches(const OptimizerParams& p, const Step& step) noexcept {
                                            .aligned = is_aligned};
       launch.nchunks += static_cast<int32_t>(chunks);
     }
-    if (t == begin) return unsupported("a tensor has more than 2^43 elements");
+    if (t == begin) return unsupported("a tensor has more than 2^39 elements");
     if (launch.nchunks > 0) {
       if (const Status status = step(launch, begin); !status.ok()) return status;
     }
@@ -210,6 +212,14 @@ Status visit_kind(OptimizerKind kind, const F& f) noexcept {
       return f(std::integral_constant<Kind, Kind::kLion>{});
   }
   return invalid_argument("unknown optimizer");
+}
+
+/// Calls f(null T*, integral_constant<OptimizerKind>) for the dtype and the rule of a call.
+template <typename F>
+Status visit_dtype_and_kind(const OptimizerParams& p, const F& f) noexcept {
+  return visit_device_dtype(p.dtype, [&](auto* tag) {
+    return visit_kind(p.kind, [&](auto kind) { return f(tag, kind); });
+  });
 }
 
 }  // namespace lowbit::kernels::cuda

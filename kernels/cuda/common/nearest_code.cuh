@@ -23,6 +23,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/boundaries.cuh"
+
 namespace lowbit::kernels::cuda {
 
 struct NearestCode {
@@ -56,7 +58,7 @@ struct NearestCode {
     // A thread writes a stretch of rows: one search, then a merge.
     const int stretch = (kRows + blockDim.x - 1) / blockDim.x | 1;  // odd: no bank conflicts
     const int begin = threadIdx.x * stretch, end = min(begin + stretch, kRows);
-    int below = begin < kRows ? count_places_below((begin - kTop) * 65536) : 0;
+    int below = begin < kRows ? count_below(places, (begin - kTop) * 65536) : 0;
     for (int i = begin; i < end; ++i) {
       const int row = i - kTop;
       while (below < 255 && places[below + 1] < row * 65536) ++below;
@@ -90,7 +92,7 @@ struct NearestCode {
 
  private:
   __device__ __forceinline__ uint32_t searched(float y) const {
-    return y == y ? static_cast<uint32_t>(count_below(y)) : 0;
+    return y == y ? static_cast<uint32_t>(count_below(boundaries, y)) : 0;
   }
 
   /// The code in the top byte; what is below it has no meaning.
@@ -118,8 +120,7 @@ struct NearestCode {
     for (int i = 0; i < 8; ++i) {
       const int k = lane * 8 + i;
       if (k > 0) {
-        const float middle = __fmul_rn(__fadd_rn(code[k - 1], code[k]), 0.5f);
-        largest = fmaxf(largest, k % 2 == 0 ? below_of(middle) : middle);
+        largest = fmaxf(largest, boundary_below(code, k));
       }
       mine[i] = largest;
     }
@@ -131,39 +132,6 @@ struct NearestCode {
     for (int i = 0; i < 8; ++i) {
       boundaries[lane * 8 + i] = lane > 0 ? fmaxf(mine[i], before) : mine[i];
     }
-  }
-
-  /// Number of boundaries below y.
-  __device__ __forceinline__ int count_below(float y) const {
-    int low = 0, high = 255;
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      if (y > boundaries[middle]) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
-    return low;
-  }
-  __device__ __forceinline__ int count_places_below(int place) const {
-    int low = 0, high = 255;
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      if (places[middle] < place) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
-    return low;
-  }
-
-  /// The next normal float towards -inf; zero's is the smallest negative one.
-  __device__ static float below_of(float x) {
-    const int bits = __float_as_int(x);
-    if ((bits & 0x7fffffff) == 0) return __int_as_float(0x80800000);
-    return __int_as_float(bits < 0 ? bits + 1 : bits - 1);
   }
 };
 

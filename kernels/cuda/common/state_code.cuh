@@ -19,16 +19,10 @@
 
 #include <cstdint>
 
+#include "cuda/common/boundaries.cuh"
 #include "optimizer_math.h"
 
 namespace lowbit::kernels::cuda {
-
-/// The next float towards -inf, where subnormals do not exist; zero's is the smallest negative one.
-__device__ __forceinline__ float float_below(float x) {
-  const int bits = __float_as_int(x);
-  if ((bits & 0x7fffffff) == 0) return __int_as_float(0x80800000);
-  return __int_as_float(bits < 0 ? bits + 1 : bits - 1);
-}
 
 /// prmt.b32: bytes chosen by the nibbles of kSelector; a nibble's bit 3 spreads the byte's sign.
 template <uint32_t kSelector>
@@ -116,8 +110,7 @@ struct StateCode {
     if (threadIdx.x == 0) search = 0;
     for (int k = threadIdx.x; k < 256; k += blockDim.x) {
       if (k == 0) continue;
-      const float middle = __fmul_rn(__fadd_rn(map[k - 1], map[k]), 0.5f);
-      boundaries[k] = k % 2 == 0 ? float_below(middle) : middle;
+      boundaries[k] = boundary_below(map, k);
     }
     __syncthreads();
     for (int k = threadIdx.x; k < 256; k += blockDim.x) {
@@ -146,7 +139,7 @@ struct StateCode {
     const int begin = threadIdx.x * run, end = min(begin + run, kBuckets);
     if (begin < end) {
       constexpr uint32_t kShift = (127 - 25) << 7;  // bucket 128 is that of 2^-24
-      int rank = max(count_below(__uint_as_float((kShift + begin) << 16)) - kZero, 0);
+      int rank = max(count_below(boundaries, __uint_as_float((kShift + begin) << 16)) - kZero, 0);
       for (int i = begin; i < end; ++i) {
         const uint32_t first = (kShift + i) << 16;
         while (rank + kZero < 255 && __uint_as_float(first) > boundaries[rank + kZero + 1]) ++rank;
@@ -203,7 +196,7 @@ struct StateCode {
   template <CodeRule kRule>
   __device__ __noinline__ uint32_t encode_general(const float* values, float y) const {
     if (!(y == y)) return 0;
-    int code = count_below(y);
+    int code = count_below(boundaries, y);
     const auto value = [&](int k) { return values[k * StateLayout::kRowFloats]; };
     if (kRule == CodeRule::kKeepSign) {
       const bool negative = __float_as_int(y) < 0;
@@ -213,21 +206,6 @@ struct StateCode {
       while (code < 255 && !(value(code) > 0.0f)) ++code;
     }
     return static_cast<uint32_t>(min(max(code, 0), 255));
-  }
-
- private:
-  /// Number of boundaries below y.
-  __device__ __forceinline__ int count_below(float y) const {
-    int low = 0, high = 255;
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      if (y > boundaries[middle]) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
-    return low;
   }
 };
 
