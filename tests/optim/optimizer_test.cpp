@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <cstdio>
 #include <sstream>
 
 #include "families.h"
 #include "lowbit/nn/embedding.h"
 #include "lowbit/optim/pytorch_lars.h"
 #include "support/random.h"
+#include "support/tolerance.h"
 
 namespace lowbit {
 namespace {
@@ -27,13 +29,16 @@ class OptimizerTest : public test::RandomTest {
   }
 };
 
-/// |x - target|^2 over 1000 steps with noisy gradients (a moment with slow averages in 8 bits does
-/// not follow gradients that change slowly and without noise: a hundredth of the difference is less
-/// than half a code). A class with 8-bit states follows the one with float32 states in
-/// front of it: losses within 2 % of what there was to learn.
+/// The mean squared distance to eight samples, one a step: its gradients have noise, and its least
+/// value is not 0. (A moment with slow averages in 8 bits does not follow gradients that change
+/// slowly and without noise: a hundredth of the difference is less than half a code.) A class with
+/// 8-bit states follows the one with float32 states in front of it.
 TEST_F(OptimizerTest, EveryFamilyConvergesOnAQuadratic) {
-  const at::Tensor target = normal({80, 64}), start = target + normal({80, 64});
-  const double first = (start - target).square().sum().item<double>() / 2;
+  const at::Tensor samples = normal({8, 80, 64}), start = samples.mean(0) + normal({80, 64});
+  const auto loss = [&](const at::Tensor& x) {
+    return (samples - x).square().mean().item<double>();
+  };
+  const double first = loss(start), least = loss(samples.mean(0));
   double full = 0;
   for (const test::Family& family : test::families()) {
     at::Tensor x = start.clone().requires_grad_();
@@ -42,50 +47,67 @@ TEST_F(OptimizerTest, EveryFamilyConvergesOnAQuadratic) {
     for (int step = 0; step < 1000; ++step) {
       // A rate that falls to a tenth: rules whose steps do not shrink by themselves come to rest.
       optimizer->param_groups()[0].options().set_lr(lr * (1.0 - 0.9 * step / 1000));
-      x.mutable_grad() = x.detach() - target + normal({80, 64});
+      x.mutable_grad() = x.detach() - samples.select(0, step % 8);
       optimizer->step();
     }
-    const double last = (x.detach() - target).square().sum().item<double>() / 2;
-    EXPECT_LT(last, 0.05 * first) << family.name;
+    const double last = loss(x.detach());
+    EXPECT_LT(last - least, 0.15 * (first - least)) << family.name;
     if (family.blockwise) {
-      EXPECT_NEAR(last, full, 0.02 * first) << family.name;
+      EXPECT_LE(last, (1 + test::kEightBitLoss) * full) << family.name;
     } else {
       full = last;
     }
+    std::printf("%s: %.4f, %.4f of float32 states\n", family.name.c_str(), last, last / full);
   }
 }
 
-/// A small network: the loss with 8-bit states after training is that with float32 states.
+/// A small network on targets with noise, new ones each step: the loss on others, with 8-bit
+/// states, after training.
 TEST_F(OptimizerTest, EightBitTrainsLikeFloat32) {
-  const at::Tensor x = normal({256, 32}), w = normal({32, 8}, at::kFloat, 0.3);
-  const at::Tensor y = torch::tanh(torch::mm(x, w));
+  const at::Tensor w = normal({32, 8}, at::kFloat, 0.3), x = normal({4096, 32});
+  const auto targets = [&](const at::Tensor& inputs) {
+    return torch::tanh(torch::mm(inputs, w)) + normal({inputs.size(0), 8}, at::kFloat, 0.3);
+  };
+  const at::Tensor y = targets(x);
+  std::vector<std::pair<at::Tensor, at::Tensor>> batches;
+  for (int step = 0; step < 1000; ++step) {
+    const at::Tensor inputs = normal({64, 32});
+    batches.emplace_back(inputs, targets(inputs));
+  }
   const int threads = at::get_num_threads();
   at::set_num_threads(1);  // the products are tiny
-  const auto train = [&](auto make) {
+  double full = 0;
+  for (const test::Family& family : test::families()) {
     torch::manual_seed(7);
     torch::nn::Sequential net(torch::nn::Linear(32, 128), torch::nn::Tanh(),
                               torch::nn::Linear(128, 8));
     net->to(test::device());
-    const auto optimizer = make(net->parameters());
-    double loss = 0;
-    for (int step = 0; step < 1000; ++step) {
-      optimizer->zero_grad();
-      const at::Tensor error = torch::mse_loss(net->forward(x), y);
-      error.backward();
-      optimizer->step();
-      loss = error.template item<double>();
+    const auto optimizer = family.make(net->parameters());
+    for (const at::Tensor& p : net->parameters()) {
+      optimizer->overrides().set(p, {.min_8bit_size = 256});
     }
-    return loss;
-  };
-  const auto options = AdamWOptions(3e-3).min_8bit_size(256);
-  const double full =
-      train([&](auto p) { return std::make_unique<optim::AdamW32bit>(p, options); });
-  const double eight = train([&](auto p) { return std::make_unique<AdamW8bit>(p, options); });
+    auto& options = optimizer->param_groups()[0].options();
+    // Adam's rate for LAMB, too: at twice the rate the noise of the steps is what remains, and
+    // second moments that 8 bits take for 0 add 2-3 % to it.
+    const bool is_lamb = family.name.rfind("LAMB", 0) == 0;
+    const double lr = (is_lamb ? 0.15 : 0.3) * options.get_lr();
+    for (int step = 0; step < 1000; ++step) {
+      options.set_lr(lr * (1.0 - step / 1000.0));  // to rest
+      optimizer->zero_grad();
+      torch::mse_loss(net->forward(batches[step].first), batches[step].second).backward();
+      optimizer->step();
+    }
+    const at::NoGradGuard no_grad;
+    const double last = torch::mse_loss(net->forward(x), y).item<double>();
+    EXPECT_LT(last, 0.7 * y.square().mean().item<double>()) << family.name;
+    if (family.blockwise) {
+      EXPECT_LE(last, (1 + test::kEightBitLoss) * full) << family.name;
+    } else {
+      full = last;
+    }
+    std::printf("%s: %.4f, %.4f of float32 states\n", family.name.c_str(), last, last / full);
+  }
   at::set_num_threads(threads);
-  const double first = y.square().mean().item<double>();
-  EXPECT_LT(full, 0.05 * first);
-  // 2 % of what was learnt.
-  EXPECT_NEAR(eight, full, 0.02 * first);
 }
 
 TEST_F(OptimizerTest, BytesOfStates) {
@@ -94,6 +116,8 @@ TEST_F(OptimizerTest, BytesOfStates) {
   const auto bytes = [&](auto&& optimizer) {
     set_gradient(p);
     optimizer.step();
+    std::printf("%s: %.5f bytes of state per parameter\n", optimizer.name().c_str(),
+                static_cast<double>(optimizer.state_bytes()) / n);
     return optimizer.state_bytes();
   };
   EXPECT_EQ(bytes(optim::Adam8bit({p})), n * 2 + n / 256 * 8);  // 2 + 8 / 256 bytes each
