@@ -102,7 +102,8 @@ int main(int argc, char** argv) {
   const double ceiling = 4.0 * static_cast<double>(n) / time([&] { to.copy_(from); }).device;
   std::printf("copy: %.2f TB/s\n", ceiling / 1e12);
   std::printf(
-      "| optimizer | elements | ms | host ms | TB/s | %% of copy | goal ms | torch fused AdamW ms | "
+      "| optimizer | elements | ms | host ms | TB/s | %% of copy | goal ms | torch fused AdamW ms "
+      "| "
       "ratio |\n"
       "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
   int64_t fused_elements = 0, fused_tensors = 0;

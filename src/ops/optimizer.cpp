@@ -77,8 +77,8 @@ void check_operand(const char* op, const OptimizerCall& call, const OptimizerOpe
                "Sparse gradients are not supported: use dense ones.");
   check_device(op, "g", g, device);
   check_dtype(op, "g", g, p.scalar_type());
-  LOWBIT_CHECK(g.sym_sizes() == p.sym_sizes(), op, "g",
-               c10::str("of p's shape ", p.sym_sizes()), c10::str("shape ", g.sym_sizes()));
+  LOWBIT_CHECK(g.sym_sizes() == p.sym_sizes(), op, "g", c10::str("of p's shape ", p.sym_sizes()),
+               c10::str("shape ", g.sym_sizes()));
   const c10::SymInt numel = p.sym_numel();
   const int64_t rows = kernels::state1_rows(call.kind);
   const at::ScalarType dtype = call.blockwise ? at::kByte : at::kFloat;
@@ -106,7 +106,7 @@ struct Operands {
 
   explicit Operands(const OptimizerCall& call) {
     tensors.reserve(call.tensors.size());
-    back.reserve(call.tensors.size());    // so that none of them moves
+    back.reserve(call.tensors.size());  // so that none of them moves
     owners.reserve(call.tensors.size());
     const auto memory = [](const at::Tensor* t) {
       return is_given(t) ? t->mutable_data_ptr() : nullptr;

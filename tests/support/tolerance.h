@@ -42,9 +42,9 @@ inline constexpr Tolerance kInt8Epilogue{3e-7, 2.5e-3, 3e-4};
 /// order of sums differs, and LLM.int8()'s codes differ where a reciprocal moves a rounding tie.
 inline constexpr Tolerance kTwoDevices{1e-4, 5e-3, 1e-3};
 
-/// The loss after 1000 steps with 8-bit optimizer states over that with float32 states, less 1: what
-/// their codes may cost. (Measured over eight seeds: at most 0.010 on a quadratic, Lion, and 0.005 on
-/// a small network; Adam's is 0.007 to 0.017 lower there.)
+/// The loss after 1000 steps with 8-bit optimizer states over that with float32 states, less 1:
+/// what their codes may cost. (Measured over eight seeds: at most 0.010 on a quadratic, Lion, and
+/// 0.005 on a small network; Adam's is 0.007 to 0.017 lower there.)
 inline constexpr double kEightBitLoss = 0.02;
 
 inline double relative_error(const at::Tensor& result, const at::Tensor& truth) {

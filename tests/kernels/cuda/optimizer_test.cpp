@@ -255,7 +255,8 @@ TEST_F(CudaOptimizer, CodesOfAMillionStates) {
 }
 
 /// Tensors that all thread blocks go through together (from 2^23 elements on average), the second
-/// one from where the first one left off, with numbers that need the general function here and there.
+/// one from where the first one left off, with numbers that need the general function here and
+/// there.
 TEST_F(CudaOptimizer, LargeTensors) {
   LOWBIT_NEEDS_GPU();
   const bool quick = std::getenv("LOWBIT_TEST_ROUNDS") != nullptr;  // under compute-sanitizer
