@@ -83,9 +83,27 @@ __device__ __forceinline__ void decode(uint2 codes, float absmax, uint32_t place
 
 /// max that NaN wins.
 __device__ __forceinline__ float max_or_nan(float a, float b) {
+#if __CUDA_ARCH__ >= 800
   float result;
   asm("max.NaN.ftz.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
+#else
+  return a > b || !(a == a) ? a : b;
+#endif
+}
+
+/// Over the warp. Floats that are not negative are ordered as their bits are; NaN is above
+/// infinity.
+__device__ __forceinline__ float warp_max(float magnitude) {
+#if __CUDA_ARCH__ >= 800
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(magnitude)));
+#else
+  uint32_t bits = __float_as_uint(magnitude);
+  for (int offset = 16; offset > 0; offset /= 2) {
+    bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, offset));
+  }
+  return __uint_as_float(bits);
+#endif
 }
 
 /// Largest magnitude of the block; NaN when one is.
@@ -93,8 +111,7 @@ __device__ __forceinline__ float block_absmax(const float (&state)[kPerLane]) {
   float largest = fabsf(state[0]);
 #pragma unroll
   for (int j = 1; j < kPerLane; ++j) largest = max_or_nan(largest, fabsf(state[j]));
-  // Floats that are not negative are ordered as their bits are; NaN is above infinity.
-  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(largest)));
+  return warp_max(largest);
 }
 
 /// Where quotients by `absmax` are the rounded ones, and scaled numbers normal.
@@ -300,7 +317,7 @@ __device__ __forceinline__ void store_any_state(const Maps<kKind>& maps,
     largest = 0.0f;  // NaN does not count
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) largest = fmaxf(largest, fabsf(state[j]));
-    largest = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(largest)));
+    largest = warp_max(largest);
 #pragma unroll  // `state` must stay in registers
     for (int j = 0; j < kPerLane; ++j) {
       const uint32_t code = map.template encode_general<kRule>(
