@@ -1,6 +1,7 @@
 // AutoModelForCausalLM: from files to a model, one parameter at a time.
 #include <c10/util/Logging.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "llm/device.h"
@@ -76,10 +77,19 @@ CheckpointDescription describe(const WeightSource& source, const std::vector<Slo
   return d;
 }
 
+/// The tables of tokens first: they are several layers large, and while they are quantized, little
+/// else is there. The peak comes with the last layer.
+std::vector<Slot> tables_first(std::vector<Slot> slots) {
+  std::stable_partition(slots.begin(), slots.end(), [](const Slot& slot) {
+    return slot.kind == SlotKind::kEmbedding || slot.kind == SlotKind::kHead;
+  });
+  return slots;
+}
+
 /// The model with the weights of `source`, one parameter at a time.
 CausalLM load(WeightSource& source, const std::string& path, const FromPretrainedOptions& options) {
   io::ModelConfig config = source.config();
-  const std::vector<Slot> slots = decoder_slots(config);
+  const std::vector<Slot> slots = tables_first(decoder_slots(config));
   source.check(slots);
   check_options(source, options);
   const at::Device device = choose_device(options, describe(source, slots, options).planned_bytes);

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/accumulate.h>
 
+#include <algorithm>
 #include <string_view>
 
 #include "lowbit/functional.h"
@@ -17,14 +18,38 @@ namespace {
 
 std::string shape_text(const at::Tensor& w) { return c10::str("shape ", w.sizes()); }
 
-tensor::PayloadPtr int8_payload(const at::Tensor& w, const QuantizationConfig& config) {
+/// Elements that are rounded to float16 at a time: what a large embedding takes beside itself.
+constexpr int64_t kRoundedAtOnce = int64_t{1} << 22;
+
+/// Whether no element becomes infinite, or is NaN, as float16. Makes no copy.
+bool fits_half(const at::Tensor& w) {
+  constexpr double kFirstInfinite = 65520.0;  // half way between the largest float16 and 2^16
+  const auto [least, most] = at::aminmax(w);
+  return least.item<double>() > -kFirstInfinite && most.item<double>() < kFirstInfinite;
+}
+
+/// Codes and statistics of w's rows.
+std::tuple<at::Tensor, at::Tensor> int8_rows(const at::Tensor& w) {
   // The ecosystem rounds weights to float16 first; files are to hold the same codes.
-  at::Tensor source = w;
-  if (w.scalar_type() != at::kHalf) {
-    const at::Tensor half = w.to(at::kHalf);
-    if (count_nonfinite(half) == 0) source = half;
+  if (w.scalar_type() == at::kHalf || !fits_half(w)) {
+    const auto [codes, stats, outliers] = int8_vectorwise_quant(w);
+    return {codes, stats};
   }
-  const auto [codes, stats, outliers] = int8_vectorwise_quant(source);
+  const at::Tensor rows = w.reshape({-1, w.size(-1)});
+  const int64_t count = rows.size(0), part = std::max<int64_t>(1, kRoundedAtOnce / rows.size(1));
+  const at::Tensor codes = at::empty(w.sizes(), w.options().dtype(at::kChar));
+  const at::Tensor stats = at::empty({count}, w.options().dtype(at::kFloat));
+  for (int64_t begin = 0; begin < count; begin += part) {
+    const int64_t size = std::min(part, count - begin);
+    const auto [q, s, outliers] = int8_vectorwise_quant(rows.narrow(0, begin, size).to(at::kHalf));
+    codes.view(rows.sizes()).narrow(0, begin, size).copy_(q);
+    stats.narrow(0, begin, size).copy_(s);
+  }
+  return {codes, stats};
+}
+
+tensor::PayloadPtr int8_payload(const at::Tensor& w, const QuantizationConfig& config) {
+  const auto [codes, stats] = int8_rows(w);
   return tensor::make_int8(codes, stats, config.threshold(),
                            config.scheme() == QuantScheme::kInt8WeightOnly, config.compute_dtype());
 }

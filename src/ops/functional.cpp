@@ -53,6 +53,20 @@ int64_t count_exponent(const at::Tensor& tensor, Bits exponent) {
       std::plus<>());
 }
 
+// The extremes are NaN when an element is. They need no memory, where a mask and its sum take
+// several times the tensor's: a part at a time, and only when something is there to count.
+int64_t count_on_device(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
+  const auto [least, most] = at::aminmax(tensor);
+  if (at::isfinite(at::stack({least, most})).all().item<bool>()) return 0;
+  constexpr int64_t kAtOnce = int64_t{1} << 22;
+  int64_t count = tensor.numel();
+  for (const at::Tensor& part : tensor.reshape({-1}).split(kAtOnce)) {
+    count -= at::isfinite(part).sum().item<int64_t>();
+  }
+  return count;
+}
+
 }  // namespace
 
 std::tuple<at::Tensor, QuantState> quantize_4bit(const at::Tensor& A,
@@ -171,7 +185,7 @@ at::Tensor matmul_8bit(const at::Tensor& x, const at::Tensor& CB, const at::Tens
 
 int64_t count_nonfinite(const at::Tensor& tensor) {
   ops::check_float("lowbit::count_nonfinite", "tensor", tensor);
-  if (!tensor.is_cpu()) return tensor.numel() - at::isfinite(tensor).sum().item<int64_t>();
+  if (!tensor.is_cpu()) return count_on_device(tensor);
   const at::Tensor dense = tensor.contiguous();
   switch (tensor.scalar_type()) {
     case at::kFloat:

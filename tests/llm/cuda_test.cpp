@@ -93,26 +93,31 @@ TEST_F(LlmCudaOnce, QuantizesAtLoadWithinOneLayerOfTheResult) {
   io::ModelConfig config = testing::tiny_config();
   config.hidden_size = 512;
   config.intermediate_size = 2048;
-  config.num_hidden_layers = 6;
+  config.num_hidden_layers = 12;
   config.head_dim = 128;
   config.dtype = "bfloat16";
+  config.tie_word_embeddings = false;
   (void)at::empty({1}, at::kCUDA);  // the allocator has no statistics before its first block
-  const int64_t before = allocated(/*peak=*/false);
-  at::accelerator::resetPeakStats(0);
-  const CausalLM model = AutoModelForCausalLM::from_config(
-      config, {.quantization_config = BitsAndBytesConfig{.load_in_4bit = true,
-                                                         .bnb_4bit_quant_type = "nf4",
-                                                         .bnb_4bit_use_double_quant = true},
-               .device_map = "cuda"});
-  const int64_t result = allocated(false) - before, peak = allocated(true) - before;
   const int64_t hidden = config.hidden_size;  // 4 heads and 2 key-value heads of 128
   const int64_t layer = (3 * hidden * hidden + 3 * hidden * config.intermediate_size) * 2;
-  // A layer of bfloat16, and room for the rounding of the allocator.
-  EXPECT_LE(peak, result + layer + (int64_t{4} << 20));
-  // The weights of a device share their tables of codes, which the report counts with each.
-  EXPECT_LE(model.memory_report().weight_bytes(), result + (int64_t{64} << 10));
-  EXPECT_EQ(model.memory_report().devices.at(0).device, "cuda:0");
-  EXPECT_EQ(model.device_map().at(""), "cuda:0");
+  for (const bool tables : {false, true}) {
+    config.vocab_size = tables ? 16384 : 512;  // twice a layer, as those of an 8B model are
+    const int64_t before = allocated(/*peak=*/false);
+    at::accelerator::resetPeakStats(0);
+    const CausalLM model = AutoModelForCausalLM::from_config(
+        config, {.quantization_config = BitsAndBytesConfig{.load_in_4bit = true,
+                                                           .bnb_4bit_quant_type = "nf4",
+                                                           .bnb_4bit_use_double_quant = true},
+                 .device_map = "cuda",
+                 .quantize_embeddings = tables});
+    const int64_t result = allocated(false) - before, peak = allocated(true) - before;
+    // A layer of bfloat16, and room for the rounding of the allocator.
+    EXPECT_LE(peak, result + layer + (int64_t{4} << 20)) << "8-bit tables: " << tables;
+    // The weights of a device share their tables of codes, which the report counts with each.
+    EXPECT_LE(model.memory_report().weight_bytes(), result + (int64_t{64} << 10));
+    EXPECT_EQ(model.memory_report().devices.at(0).device, "cuda:0");
+    EXPECT_EQ(model.device_map().at(""), "cuda:0");
+  }
 }
 
 TEST_F(LlmCudaOnce, GreedyTokensAreTheCpus) {
