@@ -180,6 +180,15 @@ inline Status check(const EmbeddingInt8Params& p) noexcept {
   return ok_status();
 }
 
+inline Status check(const LinearMixedInt8Params& p) noexcept {
+  if (p.m < 0 || p.n < 0 || p.k < 0) return invalid_argument("m, n or k < 0");
+  if (p.threshold < 0.0f) return invalid_argument("threshold < 0");
+  if (p.m == 0 || p.n == 0) return ok_status();
+  if (p.output == nullptr || p.stats == nullptr) return invalid_argument("null pointer");
+  if (p.k > 0 && (p.input == nullptr || p.q == nullptr)) return invalid_argument("null pointer");
+  return ok_status();
+}
+
 inline Status check(const LinearInt8Params& p) noexcept {
   if (p.m < 0 || p.n < 0 || p.k < 0) return invalid_argument("m, n or k < 0");
   if (p.m == 0 || p.n == 0) return ok_status();

@@ -2,9 +2,8 @@
 // int8 matmul, and the same with the product of the outlier columns.
 #include <type_traits>
 
-#include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
-#include "int8_scalar.h"
+#include "cuda/int8_codes.cuh"
 #include "validate.h"
 
 namespace lowbit::kernels::cuda {
@@ -57,14 +56,9 @@ __global__ void __launch_bounds__(kThreads)
         }
 #pragma unroll
         for (int i = 0; i < (kVector ? 8 : 1); ++i) {
-          out[i] = from_float<T>(__fmul_rn(__fmul_rn(static_cast<float>(codes[i]), stat), kInv127));
+          out[i] = from_float<T>(code_value(codes[i], stat));
         }
       });
-}
-
-__device__ __forceinline__ float epilogue(int32_t c, float row_stat, float col_stat, float bias) {
-  return __fmaf_rn(__fmul_rn(__fmul_rn(static_cast<float>(c), row_stat), col_stat), kInv127Squared,
-                   bias);
 }
 
 template <typename B>
@@ -125,9 +119,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t n = first_column + i / listed;  // neighbours read one row of the weight
       const int64_t k = p.columns[begin + i % listed];
       weight[i % listed][i / listed] =
-          n < mm.cols
-              ? __fmul_rn(__fmul_rn(static_cast<float>(p.q[n * p.k + k]), mm.col_stats[n]), kInv127)
-              : 0.0f;
+          n < mm.cols ? code_value(p.q[n * p.k + k], mm.col_stats[n]) : 0.0f;
     }
     __syncthreads();
     for (int j = 0; j < listed; ++j) {

@@ -4,9 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
-#include "int8_scalar.h"
+#include "cuda/int8_codes.cuh"
 #include "validate.h"
 
 namespace lowbit::kernels::cuda {
@@ -15,22 +14,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kColumns = 2;  // rows of the weight, columns of the output, that a warp takes
-
-/// A pointer to elements of a type that is known at run time; used once an output.
-__device__ __forceinline__ float load_any(const void* p, DType dtype, int64_t i) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(p)[i];
-  if (dtype == DType::kFloat16) return to_float(static_cast<const __half*>(p)[i]);
-  return to_float(static_cast<const __nv_bfloat16*>(p)[i]);
-}
-__device__ __forceinline__ void store_any(void* p, DType dtype, int64_t i, float x) {
-  if (dtype == DType::kFloat32) {
-    static_cast<float*>(p)[i] = x;
-  } else if (dtype == DType::kFloat16) {
-    static_cast<__half*>(p)[i] = from_float<__half>(x);
-  } else {
-    static_cast<__nv_bfloat16*>(p)[i] = from_float<__nv_bfloat16>(x);
-  }
-}
 
 __device__ __forceinline__ int warp_sum(int x) {
 #if __CUDA_ARCH__ >= 800
@@ -122,9 +105,8 @@ __global__ void __launch_bounds__(kThreads)
   if (p.c != nullptr) p.c[i] = mine;
   if (p.output == nullptr) return;
   const float bias = p.bias == nullptr ? 0.0f : load_any(p.bias, p.bias_dtype, out.column);
-  const float scaled =
-      __fmul_rn(__fmul_rn(static_cast<float>(mine), p.row_stats[out.row]), p.col_stats[out.column]);
-  store_any(p.output, p.output_dtype, i, __fmaf_rn(scaled, kInv127Squared, bias));
+  store_any(p.output, p.output_dtype, i,
+            epilogue(mine, p.row_stats[out.row], p.col_stats[out.column], bias));
 }
 
 /// Four int8 as floats: a byte with its sign bit turned, in the low mantissa bits of 2^23, is

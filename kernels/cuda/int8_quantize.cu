@@ -1,13 +1,9 @@
 // LLM.int8() on the device: row-wise quantization with outliers marked as they are met, the list of
 // outlier columns, column-wise quantization.
-#include <cuda_fp16.h>
-
 #include <type_traits>
 
-#include "cuda/common/absmax.cuh"
-#include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
-#include "int8_scalar.h"
+#include "cuda/int8_codes.cuh"
 #include "validate.h"
 
 namespace lowbit::kernels::cuda {
@@ -17,15 +13,6 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kCompactThreads = 1024;
 constexpr int64_t kRowsPerSlice = 64;  // of the kernels that walk columns
-
-__device__ __forceinline__ bool outlier(float x, float threshold) {
-  return threshold > 0.0f && fabsf(x) >= threshold;
-}
-
-/// Nearest integer, ties to even; NaN (an infinite or empty row) gives 0.
-__device__ __forceinline__ int round_int8(float x) {
-  return x == x ? __float2int_rn(fminf(fmaxf(x, -127.0f), 127.0f)) : 0;
-}
 
 /// Of values that are not negative: their bits order as integers do.
 __device__ __forceinline__ float block_max(float x) {
@@ -41,47 +28,6 @@ __device__ __forceinline__ float block_max(float x) {
 #pragma unroll
   for (int w = 1; w < kWarps; ++w) x = fmaxf(x, partial[w]);
   return x;
-}
-
-/// Largest magnitude of eight; not below any limit when one of them is NaN.
-template <typename T>
-__device__ __forceinline__ float magnitude8(const Pack8<T>& x) {
-  if constexpr (std::is_same_v<T, float>) {
-    float largest = 0.0f, nan = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      largest = fmaxf(largest, fabsf(x.values[i]));
-      nan = __fmaf_rn(x.values[i], 0.0f, nan);
-    }
-    return nan == 0.0f ? largest : INFINITY;
-  } else {
-    const auto* pairs = reinterpret_cast<const typename Pair<T>::Type*>(&x);
-    auto largest = __habs2(pairs[0]);
-#pragma unroll
-    for (int i = 1; i < 4; ++i) largest = __hmax2_nan(largest, __habs2(pairs[i]));
-    const float low = to_float(largest.x), high = to_float(largest.y);
-    return low == low && high == high ? fmaxf(low, high) : INFINITY;
-  }
-}
-
-/// Eight codes of numbers within [-127, 127] / scale. A sum with 1.5 * 2^23 is rounded to an
-/// integer, ties to even, and holds it in its low byte: two instructions an element, where a
-/// conversion runs at a quarter of the speed and wants a clamp.
-template <typename T>
-__device__ __forceinline__ uint2 plain_codes(const Pack8<T>& x, float scale) {
-  constexpr float kMagic = 12582912.0f;
-  float values[8];
-  to_floats(x, values);
-  uint32_t bits[8];
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    bits[j] = __float_as_uint(__fadd_rn(__fmul_rn(values[j], scale), kMagic));
-  }
-  const auto word = [](uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
-  };
-  return make_uint2(word(bits[0], bits[1], bits[2], bits[3]),
-                    word(bits[4], bits[5], bits[6], bits[7]));
 }
 
 /// A CTA a row. The first kHeld * 2048 elements stay in registers between the two passes; the rest
@@ -136,20 +82,11 @@ __global__ void __launch_bounds__(kThreads)
   largest = block_max(largest);
   if (threadIdx.x == 0) stats[blockIdx.x] = largest;
 
-  const float scale = fast_reciprocal(largest) * 127.0f;
+  const float scale = device_rowwise_scale(largest);
   careful = careful || !(scale < INFINITY);
   const auto code = [&](float x) { return outlier(x, threshold) ? 0 : round_int8(x * scale); };
   const auto write8 = [&](const Pack8<T>& x, int64_t pack) {
-    uint2 words;
-    if (!careful) {
-      words = plain_codes(x, scale);
-    } else {
-      words = make_uint2(0, 0);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        (j < 4 ? words.x : words.y) |= (code(to_float(x.values[j])) & 255) << (8 * (j % 4));
-      }
-    }
+    const uint2 words = careful ? careful_codes(x, scale, threshold) : plain_codes(x, scale);
     __stcs(reinterpret_cast<uint2*>(out + pack * 8), words);
   };
 #pragma unroll

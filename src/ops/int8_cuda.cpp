@@ -65,60 +65,71 @@ void matmul_int8(const char* op, const at::Tensor& a, const at::Tensor& b,
   check_launch(op, kernels::cuda::dequantize_matmul(epilogue, scope.stream()));
 }
 
-void linear_8bit(const char* op, const Rows& rows, const Weight8bit& w, const at::Tensor& bias,
-                 double threshold, const at::Tensor& output) {
-  const at::Device device = output.device();
-  const int64_t m = rows.count, n = w.q.size(0), k = w.q.size(1);
-  const bool outliers = threshold > 0.0;
-  const at::Tensor q = cuda::empty({m, k}, at::kChar, device);
-  const at::Tensor stats = cuda::empty({m}, at::kFloat, device);
-  const Scope scope(op, device);
-  kernels::QuantizeRowwiseParams quantize{.input = rows.data,
-                                          .input_stride = rows.stride,
-                                          .input_dtype = kernel_dtype(output.scalar_type()),
-                                          .rows = m,
-                                          .cols = k,
-                                          .threshold = static_cast<float>(threshold),
-                                          .q = static_cast<int8_t*>(q.mutable_data_ptr()),
-                                          .stats = static_cast<float*>(stats.mutable_data_ptr())};
-  kernels::MatmulInt8Params matmul{.a = quantize.q,
-                                   .b = static_cast<const int8_t*>(w.q.const_data_ptr()),
-                                   .m = m,
-                                   .n = n,
-                                   .k = k,
-                                   .row_stats = quantize.stats,
-                                   .col_stats = static_cast<const float*>(w.stats.const_data_ptr()),
-                                   .output = output.mutable_data_ptr(),
-                                   .output_dtype = kernel_dtype(output.scalar_type())};
-  if (bias.defined()) {
-    matmul.bias = bias.const_data_ptr();
-    matmul.bias_dtype = kernel_dtype(bias.scalar_type());
-  }
-  if (!outliers) {
-    check_launch(op, kernels::cuda::quantize_rowwise(quantize, scope.stream()));
-    return matmul_int8(op, q, w.q, matmul);
-  }
+namespace {
 
-  const at::Tensor flags = cuda::empty({k}, at::kByte, device);
-  const at::Tensor columns = cuda::empty({k + 1}, at::kInt, device);  // the last one: how many
-  cuda::zero_bytes(op, device, flags.mutable_data_ptr(), k);
-  quantize.outlier_columns = static_cast<uint8_t*>(flags.mutable_data_ptr());
-  check_launch(op, kernels::cuda::quantize_rowwise(quantize, scope.stream()));
-  if (m > 1) check_launch(op, kernels::cuda::zero_outlier_columns(quantize, scope.stream()));
-  auto* list = static_cast<int32_t*>(columns.mutable_data_ptr());
-  const kernels::CompactColumnsParams compact{
-      .flags = quantize.outlier_columns, .cols = k, .columns = list, .count = list + k};
-  check_launch(op, kernels::cuda::compact_columns(compact, scope.stream()));
+using kernels::cuda::LinearMixedRoute;
 
-  const auto route = kernels::cuda::plan_matmul_int8(m, n, k);
+/// The rows in 8 bits and, with a threshold, the columns of outliers, as the device lists them.
+struct QuantizedRows {
+  at::Tensor q, stats, flags, columns;
+  kernels::QuantizeRowwiseParams params;
+
+  QuantizedRows(const char* op, const kernels::LinearMixedInt8Params& p, const Scope& scope,
+                at::Device device)
+      : q(cuda::empty({p.m, p.k}, at::kChar, device)),
+        stats(cuda::empty({p.m}, at::kFloat, device)) {
+    params = {.input = p.input,
+              .input_stride = p.input_stride,
+              .input_dtype = p.dtype,
+              .rows = p.m,
+              .cols = p.k,
+              .threshold = p.threshold,
+              .q = static_cast<int8_t*>(q.mutable_data_ptr()),
+              .stats = static_cast<float*>(stats.mutable_data_ptr())};
+    if (p.threshold > 0.0f) {
+      flags = cuda::empty({p.k}, at::kByte, device);
+      columns = cuda::empty({p.k + 1}, at::kInt, device);  // the last one: how many
+      cuda::zero_bytes(op, device, flags.mutable_data_ptr(), p.k);
+      params.outlier_columns = static_cast<uint8_t*>(flags.mutable_data_ptr());
+    }
+    check_launch(op, kernels::cuda::quantize_rowwise(params, scope.stream()));
+    if (p.threshold == 0.0f) return;
+    const kernels::CompactColumnsParams compact{
+        .flags = params.outlier_columns, .cols = p.k, .columns = list(), .count = list() + p.k};
+    check_launch(op, kernels::cuda::compact_columns(compact, scope.stream()));
+  }
+  int32_t* list() const {
+    return columns.defined() ? static_cast<int32_t*>(columns.mutable_data_ptr()) : nullptr;
+  }
+};
+
+/// Where no kernel does it all: a matmul into int32, and the epilogue over it.
+void linear_in_parts(const char* op, const kernels::LinearMixedInt8Params& p,
+                     const QuantizedRows& rows, const at::Tensor& weight, const Scope& scope) {
+  kernels::MatmulInt8Params matmul{.a = rows.params.q,
+                                   .b = p.q,
+                                   .m = p.m,
+                                   .n = p.n,
+                                   .k = p.k,
+                                   .row_stats = rows.params.stats,
+                                   .col_stats = p.stats,
+                                   .bias = p.bias,
+                                   .bias_dtype = p.bias_dtype,
+                                   .output = p.output,
+                                   .output_dtype = p.dtype};
+  if (p.threshold == 0.0f) return matmul_int8(op, rows.q, weight, matmul);
+  if (p.m > 1) {
+    check_launch(op, kernels::cuda::zero_outlier_columns(rows.params, scope.stream()));
+  }
+  const auto route = kernels::cuda::plan_matmul_int8(p.m, p.n, p.k);
   at::Tensor sums;
   if (route == MatmulInt8Route::kKernel) {
-    sums = cuda::empty({m, n}, at::kInt, device);
+    sums = cuda::empty({p.m, p.n}, at::kInt, weight.device());
     matmul.c = static_cast<int32_t*>(sums.mutable_data_ptr());
     matmul.output = nullptr;
     check_launch(op, kernels::cuda::matmul_int8(matmul, scope.stream()));
   } else {
-    sums = library_product(op, q, w.q, route);
+    sums = library_product(op, rows.q, weight, route);
   }
   const kernels::DequantizeMixedParams mixed{
       .matmul = {.a = static_cast<const int32_t*>(sums.const_data_ptr()),
@@ -126,18 +137,54 @@ void linear_8bit(const char* op, const Rows& rows, const Weight8bit& w, const at
                  .col_stats = matmul.col_stats,
                  .bias = matmul.bias,
                  .bias_dtype = matmul.bias_dtype,
-                 .rows = m,
-                 .cols = n,
-                 .output = output.mutable_data_ptr(),
-                 .output_dtype = matmul.output_dtype},
+                 .rows = p.m,
+                 .cols = p.n,
+                 .output = p.output,
+                 .output_dtype = p.dtype},
+      .input = p.input,
+      .input_stride = p.input_stride,
+      .input_dtype = p.dtype,
+      .q = p.q,
+      .k = p.k,
+      .columns = rows.list(),
+      .count = rows.list() + p.k};
+  check_launch(op, kernels::cuda::dequantize_mixed(mixed, scope.stream()));
+}
+
+}  // namespace
+
+void linear_8bit(const char* op, const Rows& rows, const Weight8bit& w, const at::Tensor& bias,
+                 double threshold, const at::Tensor& output) {
+  const at::Device device = output.device();
+  kernels::LinearMixedInt8Params params{
       .input = rows.data,
       .input_stride = rows.stride,
-      .input_dtype = quantize.input_dtype,
-      .q = matmul.b,
-      .k = k,
-      .columns = list,
-      .count = list + k};
-  check_launch(op, kernels::cuda::dequantize_mixed(mixed, scope.stream()));
+      .dtype = kernel_dtype(output.scalar_type()),
+      .m = rows.count,
+      .n = w.q.size(0),
+      .k = w.q.size(1),
+      .q = static_cast<const int8_t*>(w.q.const_data_ptr()),
+      .stats = static_cast<const float*>(w.stats.const_data_ptr()),
+      .threshold = static_cast<float>(threshold),
+      .output = output.mutable_data_ptr()};
+  if (bias.defined()) {
+    params.bias = bias.const_data_ptr();
+    params.bias_dtype = kernel_dtype(bias.scalar_type());
+  }
+  const Scope scope(op, device);
+  const auto plan = kernels::cuda::plan_linear_mixed_int8(params, properties(device));
+  if (plan.route == LinearMixedRoute::kSmall) {
+    return check_launch(op, kernels::cuda::linear_mixed_int8(plan, params, scope.stream()));
+  }
+  const QuantizedRows quantized(op, params, scope, device);
+  if (plan.route == LinearMixedRoute::kParts) {
+    return linear_in_parts(op, params, quantized, w.q, scope);
+  }
+  params.input_q = quantized.params.q;
+  params.input_stats = quantized.params.stats;
+  params.columns = quantized.list();
+  params.count = params.columns == nullptr ? nullptr : params.columns + params.k;
+  check_launch(op, kernels::cuda::linear_mixed_int8(plan, params, scope.stream()));
 }
 
 }  // namespace lowbit::ops::cuda

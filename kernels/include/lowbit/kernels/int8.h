@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "lowbit/kernels/device.h"
 #include "lowbit/kernels/types.h"
 
 namespace lowbit::kernels {
@@ -124,6 +125,27 @@ struct LinearInt8Params {
   void* output = nullptr;
 };
 
+/// LLM.int8() as one operation: output[M,N] = epilogue(quantized input * q^T) + the product of the
+/// outlier columns (quantize_rowwise, matmul_int8, dequantize_mixed), one rounding.
+struct LinearMixedInt8Params {
+  const void* input = nullptr;  ///< [M, K], rows `input_stride` elements apart
+  int64_t input_stride = 0;
+  DType dtype = DType::kFloat16;  ///< of input and output
+  int64_t m = 0, n = 0, k = 0;
+  const int8_t* q = nullptr;     ///< [N, K], contiguous
+  const float* stats = nullptr;  ///< [N]
+  const void* bias = nullptr;
+  DType bias_dtype = DType::kFloat32;
+  float threshold = 0.0f;
+  void* output = nullptr;  ///< [M, N], contiguous
+  // LinearMixedRoute::kLarge: the input as quantize_rowwise leaves it (columns of outliers need not
+  // be cleared), the list of compact_columns; columns and count are null without a threshold.
+  const int8_t* input_q = nullptr;
+  const float* input_stats = nullptr;
+  const int32_t* columns = nullptr;
+  const int32_t* count = nullptr;
+};
+
 namespace ref {
 /// Unit: row.
 Status quantize_rowwise(const QuantizeRowwiseParams& params, int64_t begin, int64_t end) noexcept;
@@ -177,6 +199,25 @@ enum class MatmulInt8Route : int8_t {
 MatmulInt8Route plan_matmul_int8(int64_t m, int64_t n, int64_t k) noexcept;
 /// Any size; meant for few rows.
 Status matmul_int8(const MatmulInt8Params& params, Stream stream) noexcept;
+
+/// Which kernels run LLM.int8().
+enum class LinearMixedRoute : int8_t {
+  kParts,  ///< one after the other: quantize_rowwise, a matmul, dequantize_mixed
+  kSmall,  ///< linear_mixed_int8 alone: it quantizes the input for itself
+  kLarge,  ///< quantize_rowwise, compact_columns, linear_mixed_int8
+};
+struct LinearMixedPlan {
+  LinearMixedRoute route = LinearMixedRoute::kParts;
+  int32_t variant = 0, grid = 0, threads = 0;
+  int64_t shared_bytes = 0;
+  const char* name = "parts";
+};
+/// A pure function of sizes, dtypes, alignments and the device.
+LinearMixedPlan plan_linear_mixed_int8(const LinearMixedInt8Params& params,
+                                       const DeviceProperties& device) noexcept;
+/// Of a plan that is not kParts.
+Status linear_mixed_int8(const LinearMixedPlan& plan, const LinearMixedInt8Params& params,
+                         Stream stream) noexcept;
 
 /// Rows up to which linear_int8 is faster than a dequantized weight and a library matmul.
 inline constexpr int64_t kMostRowsOfLinearInt8 = 8;
