@@ -25,8 +25,9 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kGroups = kThreads / kLanes;
   __shared__ NearestCode nearest;
   nearest.fill(code);
-  __shared__ float partial[kTurns][kThreads / 32];
+  __shared__ float partial[2][kTurns][kThreads / 32];
   const int lane = threadIdx.x % kLanes;
+  [[maybe_unused]] int turn = 0;
   for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
     const int64_t start = tile * kTile + threadIdx.x * 8;
     Pack8<T> x[kTurns][1];
@@ -37,20 +38,7 @@ __global__ void __launch_bounds__(kThreads)
       x[r][0] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
     }
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
-    if constexpr (kLanes > 32) {
-      __syncthreads();  // the last turn's readers are done
-#pragma unroll
-      for (int r = 0; r < kTurns; ++r) {
-        if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
-      }
-      __syncthreads();
-      const int warp = threadIdx.x / kLanes * (kLanes / 32);
-#pragma unroll
-      for (int r = 0; r < kTurns; ++r) {
-#pragma unroll
-        for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
-      }
-    }
+    if constexpr (kLanes > 32) across_warps<kLanes>(largest, partial[turn]), turn ^= 1;
 #pragma unroll
     for (int r = 0; r < kTurns; ++r) {
       const int64_t i = start + r * kThreads * 8;

@@ -26,7 +26,18 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBuckets = 32;
 constexpr int kCopies = 16;
-constexpr int kCtasPerMultiprocessor = 8;  // the table is filled once a CTA: few, long-lived CTAs
+#ifndef V_CTAS
+#define V_CTAS 8
+#endif
+#ifndef V_MIN
+#define V_MIN 1
+#endif
+#ifndef V_REP
+#define V_REP 4
+#endif
+constexpr int kMin = V_MIN;
+constexpr int kCtasPerMultiprocessor =
+    V_CTAS;  // the table is filled once a CTA: few, long-lived CTAs
 
 template <QuantType kType>
 constexpr bool kSigned = kType == QuantType::kNF4;
@@ -138,10 +149,10 @@ __device__ __forceinline__ uint32_t encode8(const Pack8<T>& x, float reciprocal,
 /// vector a lane works on kRepeat blocks at once, to have several loads in flight. A tile is what a
 /// CTA does in a turn. kWhole: all tiles are inside the input, and nothing is checked.
 template <typename T, int kLanes, int kVectors>
-constexpr int kRepeat = kVectors >= 4 ? 1 : (sizeof(T) == 4 ? 2 : 4) / kVectors;
+constexpr int kRepeat = kVectors >= 4 ? 1 : (sizeof(T) == 4 ? 2 : V_REP) / kVectors;
 
 template <typename T, QuantType kType, int kLanes, int kVectors, bool kWhole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMin)
     quantize_kernel(const T* __restrict__ input, int64_t numel, uint8_t* __restrict__ packed,
                     float* __restrict__ absmax, int64_t first_tile, int64_t end_tile,
                     const __grid_constant__ BucketTable buckets) {
@@ -150,10 +161,11 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kGroups = kThreads / kLanes;
   __shared__ SharedBuckets table;
   table.fill(buckets);
-  __shared__ float partial[kTurns][kThreads / 32];
+  __shared__ float partial[2][kTurns][kThreads / 32];
 
   const int lane = threadIdx.x % kLanes;
   const uint32_t lane_in_row = lane_offset();
+  [[maybe_unused]] int turn = 0;
   for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
     const int64_t first = tile * (kGroups * kTurns) + threadIdx.x / kLanes;
     const int64_t start = first * kBlocksize + lane * 8;
@@ -168,20 +180,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     float largest[kTurns];
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
-    if constexpr (kLanes > 32) {
-      __syncthreads();  // the last turn's readers are done
-#pragma unroll
-      for (int r = 0; r < kTurns; ++r) {
-        if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
-      }
-      __syncthreads();
-      const int warp = threadIdx.x / kLanes * (kLanes / 32);
-#pragma unroll
-      for (int r = 0; r < kTurns; ++r) {
-#pragma unroll
-        for (int w = 0; w < kLanes / 32; ++w) largest[r] = fmaxf(largest[r], partial[r][warp + w]);
-      }
-    }
+    if constexpr (kLanes > 32) across_warps<kLanes>(largest, partial[turn]), turn ^= 1;
 #pragma unroll
     for (int r = 0; r < kTurns; ++r) {
       const float reciprocal = fast_reciprocal(largest[r]);

@@ -61,17 +61,45 @@ __device__ __forceinline__ uint2 plain_codes(const Pack8<T>& x, float scale) {
                     word(bits[4], bits[5], bits[6], bits[7]));
 }
 
-/// The same for whatever the eight are; outliers get 0.
+/// The same for any scale.
 template <typename T>
-__device__ __forceinline__ uint2 careful_codes(const Pack8<T>& x, float scale, float threshold) {
+__device__ __forceinline__ uint2 careful_codes(const Pack8<T>& x, float scale) {
   uint2 words = make_uint2(0, 0);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    const float v = to_float(x.values[j]);
-    const int code = outlier(v, threshold) ? 0 : round_int8(v * scale);
+    const int code = round_int8(to_float(x.values[j]) * scale);
     (j < 4 ? words.x : words.y) |= (code & 255) << (8 * (j % 4));
   }
   return words;
+}
+
+/// What a row's statistic takes from eight elements: the largest magnitude below the threshold goes
+/// to `largest`; outliers, infinities and NaN, whose codes are 0, become zeros. The bits of the
+/// outliers among the eight. `limit`: the threshold, or infinity when there is none.
+template <typename T>
+__device__ __forceinline__ uint32_t take_magnitude(Pack8<T>& x, float threshold, float limit,
+                                                   float& largest) {
+  const float magnitude = magnitude8(x);
+  if (magnitude < limit) {
+    largest = fmaxf(largest, magnitude);
+    return 0;
+  }
+  uint32_t outliers = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float v = fabsf(to_float(x.values[j]));
+    if (v < limit) {
+      largest = fmaxf(largest, v);
+      continue;
+    }
+    if (outlier(v, threshold)) {
+      outliers |= 1u << j;
+    } else {
+      largest = fmaxf(largest, v);  // an infinity; max of NaN and a number is the number
+    }
+    x.values[j] = from_float<T>(0.0f);
+  }
+  return outliers;
 }
 
 /// Codes of a row whose largest magnitude is `stat`: reciprocal first, one more rounding for 127.

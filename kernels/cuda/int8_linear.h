@@ -28,35 +28,55 @@ inline constexpr MixedSmallVariant kMixedSmallVariants[] = {{1, 4, "small_8"},
 inline constexpr int kMixedSmallVariantCount =
     sizeof kMixedSmallVariants / sizeof kMixedSmallVariants[0];
 
-/// Offsets in bytes; the ring of weights is at 0.
-struct MixedSmallLayout {
-  int64_t activations = 0;  ///< [m][row] codes
-  int64_t row = 0;          ///< bytes from one token to the next: 64 past a multiple of 128
-  int64_t listed = 0;       ///< the outlier columns, uint16
-  int64_t flags = 0;        ///< a bit a column
-  int64_t stats = 0;        ///< [m] floats
-  int64_t count = 0;        ///< of the listed columns, int32
-  int64_t sums = 0;         ///< two buffers of [tokens][kMixedSmallSumStride] int32
-  int64_t bytes = 0;
-};
+inline constexpr int kMixedSmallListed = 8;  ///< outlier columns whose weights are read ahead
 /// Makes the tokens of a lane's two sums and their features fall into different banks.
 inline constexpr int kMixedSmallSumStride = 20;
 /// Columns of outliers are listed in 16 bits.
 inline constexpr int64_t kMixedSmallMostColumns = 65536;
 
+constexpr int64_t round_up(int64_t x, int64_t to) noexcept { return (x + to - 1) / to * to; }
+
+/// Offsets in a block's shared memory, in bytes; the ring of weights is at 0.
+struct MixedSmallLayout {
+  int64_t activations = 0;  ///< [m][row] codes
+  int64_t row = 0;          ///< bytes from one token to the next: 64 past a multiple of 128
+  int64_t listed = 0;       ///< the outlier columns, uint16
+  int64_t flags = 0;        ///< a bit a column
+  int64_t inputs = 0;   ///< [kMixedSmallListed][kMixedSmallMostTokens] floats of outlier columns
+  int64_t weights = 0;  ///< two buffers of [kMixedSmallListed][kMixedSmallRows] floats of them
+  int64_t count = 0;    ///< of the listed columns, int32
+  int64_t sums = 0;     ///< two buffers of [tokens][kMixedSmallSumStride] int32
+  int64_t bytes = 0;
+};
 constexpr MixedSmallLayout mixed_small_layout(const MixedSmallVariant& v, int64_t m,
                                               int64_t k) noexcept {
-  const auto round_up = [](int64_t x, int64_t to) { return (x + to - 1) / to * to; };
   MixedSmallLayout l;
   l.activations = int64_t{v.stages} * kMixedSmallWarps * kMixedSmallRows * kMixedSmallDepth;
   l.row = round_up(k, 128) + 64;
   l.listed = l.activations + m * l.row;
   l.flags = l.listed + round_up(2 * k, 16);
-  l.stats = l.flags + round_up(k, 128) / 8;
-  l.count = l.stats + 4 * kMixedSmallMostTokens;
+  l.inputs = l.flags + round_up(k, 128) / 8;
+  l.weights = l.inputs + 4 * kMixedSmallListed * kMixedSmallMostTokens;
+  l.count = l.weights + 2 * 4 * kMixedSmallListed * kMixedSmallRows;
   l.sums = l.count + 16;
   l.bytes = l.sums + 2 * 8 * v.token_tiles * kMixedSmallSumStride * 4;
   return l;
+}
+
+/// What the quantizing launch leaves in the workspace; the codes [m][k] are at 0.
+struct MixedSmallWorkspace {
+  int64_t stats = 0;  ///< [m] floats
+  int64_t flags = 0;  ///< [m][flags_row]: a bit a column, set by the outliers of the row
+  int64_t flags_row = 0;
+  int64_t bytes = 0;
+};
+constexpr MixedSmallWorkspace mixed_small_workspace(int64_t m, int64_t k) noexcept {
+  MixedSmallWorkspace w;
+  w.stats = round_up(m * k, 16);
+  w.flags = w.stats + round_up(4 * m, 16);
+  w.flags_row = round_up(k, 128) / 8;
+  w.bytes = w.flags + m * w.flags_row;
+  return w;
 }
 
 // ---- many tokens (int8_linear_large.cu)
@@ -87,6 +107,8 @@ struct MixedLargeLayout {
   int row_stats = 0;      ///< [tokens]
   int listed_input = 0;   ///< [kMixedLargeListed][tokens]
   int listed_weight = 0;  ///< [kMixedLargeListed][kMixedLargeFeatures]
+  int columns = 0;        ///< [2][kMixedLargeListed] int32
+  int batch = 0;          ///< two int32
   int barriers = 0;
   int bytes = 0;
 };
@@ -99,7 +121,9 @@ constexpr MixedLargeLayout mixed_large_layout(const MixedLargeVariant& v) noexce
   l.row_stats = l.outputs + 2 * kMixedLargePass * 128;
   l.listed_input = l.row_stats + v.tokens * 4;
   l.listed_weight = l.listed_input + kMixedLargeListed * v.tokens * 4;
-  l.barriers = l.listed_weight + kMixedLargeListed * kMixedLargeFeatures * 4;
+  l.columns = l.listed_weight + kMixedLargeListed * kMixedLargeFeatures * 4;
+  l.batch = l.columns + 2 * kMixedLargeListed * 4;
+  l.barriers = l.batch + 16;
   l.bytes = l.barriers + (v.stages + 1) * 16;
   return l;
 }

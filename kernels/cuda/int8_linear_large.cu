@@ -13,6 +13,7 @@
 //  * An outlier column holds codes of the elements below the threshold. What is added for it is the
 //    rest: (activation - what its code stands for) * weight. So no pass has to clear the codes.
 //  * What lies behind N, K or M arrives as zeros.
+#include <cstdlib>
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/tensor_map.h"
@@ -42,11 +43,11 @@ struct LargeArgs {
   const float* stats;
   const void* bias;
   void* output;
-  const int32_t* columns;
-  const int32_t* count;
-  int64_t input_stride, k;
-  int m, n, stages;
+  const uint8_t* flags;
+  int64_t input_stride;
+  int m, n, k, stages;
   int feature_tiles, token_tiles;
+  int lag;
   bool vector_output;  // eight outputs of a token may be stored at once
   DType bias_dtype;
 };
@@ -87,19 +88,50 @@ __device__ __forceinline__ uint32_t rounded(int low, int high) {
   return *reinterpret_cast<const uint32_t*>(values);
 }
 
-/// 64 threads: what the epilogue of a tile needs, for the outlier columns [begin, begin + listed).
-template <typename T, int kTokens>
-__device__ __forceinline__ void bring_factors(const LargeArgs& a, float* row_stats, float* inputs,
-                                              float* weights, int id, int first_feature,
-                                              int first_token, int begin, int listed) {
-  const auto* input = static_cast<const T*>(a.input);
-  if (begin == 0) {
-    for (int i = id; i < kTokens; i += 64) {
-      row_stats[i] = first_token + i < a.m ? __ldg(a.input_stats + first_token + i) : 0.0f;
+/// Four bytes of 0 or 1 as four bits.
+__device__ __forceinline__ uint32_t bits_of(uint32_t bytes) { return bytes * 0x01020408u >> 24; }
+
+/// A warp: the flagged columns from `position` on, at most kListed of them; how many. `position`
+/// moves behind them, to k when no more are there.
+__device__ __forceinline__ int find_columns(const LargeArgs& a, int& position, int* columns) {
+  const int lane = threadIdx.x % 32;
+  int found = 0;
+  while (a.flags != nullptr && position < a.k && found < kListed) {
+    const int window = position / 512 * 512, first = window + lane * 16;
+    uint32_t bits = 0;
+    if (first < a.k && position - first < 16) {
+      const uint4 w = __ldg(reinterpret_cast<const uint4*>(a.flags + first));
+      bits = bits_of(w.x) | bits_of(w.y) << 4 | bits_of(w.z) << 8 | bits_of(w.w) << 12;
+      bits &= ~0u << max(position - first, 0);
     }
+    int place = __popc(bits), last = 0;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int below = __shfl_up_sync(0xffffffffu, place, offset);
+      if (lane >= offset) place += below;
+    }
+    const int total = __shfl_sync(0xffffffffu, place, 31);
+    for (int rank = found + place - __popc(bits); bits != 0 && rank < kListed; ++rank) {
+      last = first + __ffs(bits) - 1;
+      columns[rank] = last;
+      bits &= bits - 1;
+    }
+    position = found + total <= kListed ? min(window + 512, a.k)
+                                        : __reduce_max_sync(0xffffffffu, last) + 1;
+    found = min(found + total, kListed);
   }
+  __syncwarp();
+  return found;
+}
+
+/// 64 threads: what the epilogue of a tile multiplies by, for these outlier columns.
+template <typename T, int kTokens>
+__device__ __forceinline__ void bring_factors(const LargeArgs& a, float* inputs, float* weights,
+                                              int id, int first_feature, int first_token,
+                                              const int* columns, int listed) {
+  const auto* input = static_cast<const T*>(a.input);
   for (int j = 0; j < listed; ++j) {
-    const int column = __ldg(a.columns + begin + j);
+    const int column = columns[j];
 #pragma unroll 2
     for (int i = id; i < kTokens; i += 64) {
       const int64_t token = min(first_token + i, a.m - 1);
@@ -133,6 +165,7 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
   auto* row_stats = reinterpret_cast<float*>(shared + l.row_stats);
   auto* listed_input = reinterpret_cast<float*>(shared + l.listed_input);
   auto* listed_weight = reinterpret_cast<float*>(shared + l.listed_weight);
+  auto* batch = reinterpret_cast<int2*>(shared + l.batch);  // columns listed, whether more follow
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32 % 4;
   // The compiler must see that a warpgroup takes one branch.
   const int group = __shfl_sync(0xffffffffu, tid / 128, 0);
@@ -179,28 +212,41 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
         }
       }
     } else if (warp >= 2) {
-      const int count = a.count == nullptr ? 0 : __ldg(a.count);
+      int* columns = reinterpret_cast<int*>(shared + l.columns) + (warp - 2) * kListed;
+      // Most layers have no more outlier columns than one turn takes: they are found once.
+      int listed = 0, position = 0;
       uint32_t parity = 1;
 #pragma unroll 1
       for (int i = first_tile; i < tiles; i += clusters) {
         const Tile tile = tile_at(a, i);
-        int begin = 0;
+        const int first_token = tile.token * kTokens;
+        const bool known = i != first_tile && position == -1;
+        if (!known) position = 0;
+        bool first = true, more;
 #pragma unroll 1
         do {
+          if (!known) listed = find_columns(a, position, columns);
+          more = !known && a.flags != nullptr && position < a.k;
           wait_barrier(factor_empty, parity);
           parity ^= 1;
-          bring_factors<T, kTokens>(a, row_stats, listed_input, listed_weight, tid % 64,
-                                    (tile.feature * kCluster + rank) * kFeatures,
-                                    tile.token * kTokens, begin, min(kListed, count - begin));
+          if (first) {
+            for (int t = tid % 64; t < kTokens; t += 64) {
+              row_stats[t] = first_token + t < a.m ? __ldg(a.input_stats + first_token + t) : 0.0f;
+            }
+          }
+          bring_factors<T, kTokens>(a, listed_input, listed_weight, tid % 64,
+                                    (tile.feature * kCluster + rank) * kFeatures, first_token,
+                                    columns, listed);
+          if (tid % 64 == 0) *batch = make_int2(listed, more);
           arrive(factor_full);
-          begin += kListed;
-        } while (begin < count);
+          if (first && !more) position = -1;
+          first = false;
+        } while (more);
       }
     }
   } else {  // ---- consumers
     take_registers<216>();
     const int g = lane / 4, t = lane % 4;
-    const int count = a.count == nullptr ? 0 : __ldg(a.count);
     const uint64_t weights = swizzled_operand(base) + group * (64 * 128 >> 4);
     const uint64_t inputs = swizzled_operand(base + l.inputs);
     // Lanes 0 and 1 free a stage in both blocks.
@@ -212,7 +258,7 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
     int sums[kTokens / 2];  // float32 from the epilogue on
     Slot slot;
     uint32_t factor_parity = 0;
-    if (group == 1 && a.stages >= v.stages) wait_barrier(full(stage_barriers, v.stages - 1), 0);
+    if (group == 1 && a.lag > 0 && a.stages >= v.stages) wait_barrier(full(stage_barriers, a.lag - 1), 0);
 #pragma unroll 1
     for (int i = first_tile; i < tiles; i += clusters) {
       const Tile tile = tile_at(a, i);
@@ -244,12 +290,14 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
       if (lane < kCluster) arrive_at_peer(done);
 
       // ---- scales, bias, outlier columns
-      int begin = 0;
+      bool first_batch = true, more;
 #pragma unroll 1
       do {
         wait_barrier(factor_full, factor_parity);
         factor_parity ^= 1;
-        if (begin == 0) {
+        const int2 head = *batch;
+        more = head.y != 0;
+        if (first_batch) {
 #pragma unroll
           for (int j = 0; j < kTokens / 8; ++j) {
             const float2 rows = *reinterpret_cast<const float2*>(row_stats + 8 * j + 2 * t);
@@ -261,9 +309,9 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
             }
           }
         }
-        const int listed = min(kListed, count - begin);
+        first_batch = false;
 #pragma unroll 1
-        for (int c = 0; c < listed; ++c) {
+        for (int c = 0; c < head.x; ++c) {
           const float first = listed_weight[c * kFeatures + own];
           const float second = listed_weight[c * kFeatures + own + 8];
 #pragma unroll
@@ -278,8 +326,7 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
           }
         }
         arrive(factor_empty);
-        begin += kListed;
-      } while (begin < count);
+      } while (more);
 
       // ---- outputs: turned around in shared memory to rows of 64 features of a token
 #pragma unroll
@@ -345,7 +392,7 @@ Status launch_mixed_large(const LinearMixedPlan& plan, const LinearMixedInt8Para
     return invalid_argument("the plan was made for another problem");
   }
   if (p.input_q == nullptr || p.input_stats == nullptr || !aligned(p.input_q, 16) ||
-      (p.threshold > 0.0f && (p.columns == nullptr || p.count == nullptr))) {
+      (p.threshold > 0.0f && (p.outlier_columns == nullptr || !aligned(p.outlier_columns, 16)))) {
     return invalid_argument("the quantized input is missing or not aligned");
   }
   const MixedLargeVariant& v = kMixedLargeVariants[plan.variant];
@@ -366,8 +413,8 @@ Status launch_mixed_large(const LinearMixedPlan& plan, const LinearMixedInt8Para
   a.bias = p.bias;
   a.bias_dtype = p.bias_dtype;
   a.output = p.output;
-  if (p.threshold > 0.0f) a.columns = p.columns, a.count = p.count;
-  a.k = p.k;
+  if (p.threshold > 0.0f) a.flags = p.outlier_columns;
+  a.k = static_cast<int>(p.k);
   a.m = static_cast<int>(p.m);
   a.n = static_cast<int>(p.n);
   a.stages = static_cast<int>(ceil_div(p.k, int64_t{kMixedLargeDepth}));
@@ -379,6 +426,7 @@ Status launch_mixed_large(const LinearMixedPlan& plan, const LinearMixedInt8Para
                   p.m, p.k, kMixedLargeDepth, v.tokens / kCluster)) {
     return unsupported("the CUDA driver refuses the tensor maps of this problem");
   }
+  a.lag = getenv("LAG") ? atoi(getenv("LAG")) : v.stages;
   LaunchShape shape{plan.grid, 1, plan.threads, plan.shared_bytes};
   shape.cluster = kCluster;
   return p.dtype == DType::kFloat16

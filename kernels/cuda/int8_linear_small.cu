@@ -1,14 +1,16 @@
-// LLM.int8() for few tokens, in one launch: bound by the bytes of the weight, which streams through
-// shared memory from the first instruction on, while the block quantizes the activations.
+// LLM.int8() for few tokens: bound by the bytes of the weight, which stream through shared memory
+// while the activations are quantized.
 //
-//  * Every block quantizes all tokens for itself: their rows come from the L2 cache, and the time
-//    hides behind the weight that is under way. Nothing passes between blocks: no scratch memory,
-//    no second launch, and each block knows the outlier columns.
+//  * Two launches: a block a token quantizes, and lets the second one begin at once (programmatic
+//    dependent launch), which fills its ring with weights before it waits for the codes. Quantizing
+//    in every block for itself was tried: 1 us a token.
 //  * Blocks go from tile to tile of 16 rows of the weight; the warps of a block share the columns,
 //    128 at a time, and add their sums in shared memory: integers, so in any order.
 //  * A lane copies with cp.async what it will multiply itself: the ring needs no barriers.
 //  * mma m16n8k32, the weight as A. Which columns form the depth of a product is free: a lane's 16
 //    consecutive bytes of a row are its part of two products, of both operands.
+//  * The weights of the first few outlier columns are read while a tile is multiplied; behind the
+//    barrier of a tile nothing waits for memory.
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/mma_s8_sm80.cuh"
@@ -25,62 +27,95 @@ constexpr int kRows = kMixedSmallRows;
 constexpr int kDepth = kMixedSmallDepth;
 constexpr int kTurn = kRows * kDepth;  // bytes that a warp copies at a time
 
-/// Codes, row statistics and outlier columns of all tokens, in shared memory. A row is the work of
-/// `parts` warps.
+constexpr int kListed = kMixedSmallListed;
+
+/// A block a token: its codes, its statistic, and a bit for each of its outliers.
 template <typename T>
-struct Activations {
-  const LinearMixedInt8Params& p;
-  const MixedSmallLayout& l;
-  uint8_t* shared;
-  float threshold, limit;
-  int parts;
-
-  __device__ __forceinline__ int* stats() const { return reinterpret_cast<int*>(shared + l.stats); }
-  __device__ __forceinline__ uint32_t* flags() const {
-    return reinterpret_cast<uint32_t*>(shared + l.flags);
-  }
-  __device__ __forceinline__ Pack8<T> read(int row, int pack) const {
-    return read8(static_cast<const T*>(p.input) + row * p.input_stride + pack * 8);
-  }
-
-  __device__ __forceinline__ void meet(const Pack8<T>& x, int pack, float& largest) const {
-    const float magnitude = magnitude8(x);
-    if (magnitude < limit) {
-      largest = fmaxf(largest, magnitude);
-      return;
-    }
-    uint32_t bits = 0;
+__global__ void __launch_bounds__(kThreads)
+    quantize_kernel(const __grid_constant__ LinearMixedInt8Params p, MixedSmallWorkspace w,
+                    float threshold) {
+  constexpr int kHeld = 2;  // packs in registers from the first look to the second
+  __shared__ float partial[kWarps];
+  allow_next_kernel();
+  const int64_t row = blockIdx.x;
+  auto* workspace = static_cast<uint8_t*>(p.workspace);
+  uint8_t* flags = workspace + w.flags + row * w.flags_row;
+  const T* input = static_cast<const T*>(p.input) + row * p.input_stride;
+  const int packs = static_cast<int>(p.k / 8);
+  const float limit = threshold > 0.0f ? threshold : INFINITY;
+  float largest = 0.0f;
+  Pack8<T> held[kHeld];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float v = to_float(x.values[j]);
-      if (outlier(v, threshold)) {
-        bits |= 1u << j;
-      } else {
-        largest = fmaxf(largest, fabsf(v));
-      }
-    }
-    if (bits != 0) atomicOr(flags() + pack / 4, bits << (8 * (pack % 4)));
+  for (int h = 0; h < kHeld; ++h) {
+    const int pack = h * kThreads + threadIdx.x;
+    if (pack < packs) held[h] = read8(input + pack * 8);
   }
-
-  __device__ __forceinline__ void write(const Pack8<T>& x, int row, int pack, float scale) const {
-    const bool plain = scale < INFINITY && magnitude8(x) < limit;
-    uint2 codes = plain ? plain_codes(x, scale) : careful_codes(x, scale, threshold);
-    const uint32_t cleared = shared[l.flags + pack];
-    if (cleared != 0) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        if ((cleared >> j & 1) != 0) (j < 4 ? codes.x : codes.y) &= ~(0xffu << (8 * (j % 4)));
-      }
+  for (int h = 0; h < kHeld; ++h) {
+    const int pack = h * kThreads + threadIdx.x;
+    if (pack < packs) {
+      flags[pack] = static_cast<uint8_t>(take_magnitude(held[h], threshold, limit, largest));
     }
-    *reinterpret_cast<uint2*>(shared + l.activations + row * l.row + pack * 8) = codes;
   }
+  for (int pack = kHeld * kThreads + threadIdx.x; pack < packs; pack += kThreads) {
+    Pack8<T> x = read8(input + pack * 8);
+    flags[pack] = static_cast<uint8_t>(take_magnitude(x, threshold, limit, largest));
+  }
+  for (int pack = packs + threadIdx.x; pack < w.flags_row; pack += kThreads) flags[pack] = 0;
+  largest = group_max<32>(largest);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = largest;
+  __syncthreads();
+  largest = group_max<kWarps>(partial[threadIdx.x % kWarps]);
+  if (threadIdx.x == 0) reinterpret_cast<float*>(workspace + w.stats)[row] = largest;
+  const float scale = device_rowwise_scale(largest);
+  const auto write = [&](const Pack8<T>& x, int pack) {
+    const uint2 codes = scale < INFINITY ? plain_codes(x, scale) : careful_codes(x, scale);
+    *reinterpret_cast<uint2*>(workspace + row * p.k + pack * 8) = codes;
+  };
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int pack = h * kThreads + threadIdx.x;
+    if (pack < packs) write(held[h], pack);
+  }
+  for (int pack = kHeld * kThreads + threadIdx.x; pack < packs; pack += kThreads) {
+    Pack8<T> x = read8(input + pack * 8);
+    take_magnitude(x, threshold, limit, largest);
+    write(x, pack);
+  }
+}
 
-  __device__ __forceinline__ void list_columns() const {
-    auto* listed = reinterpret_cast<uint16_t*>(shared + l.listed);
-    const int words = static_cast<int>(ceil_div(p.k, 32)), lane = threadIdx.x % 32;
+/// Codes and outlier columns of all tokens, from the workspace into shared memory. All threads;
+/// ends behind a barrier.
+template <typename T>
+__device__ __forceinline__ void bring_activations(const LinearMixedInt8Params& p,
+                                                  const MixedSmallLayout& l,
+                                                  const MixedSmallWorkspace& w, uint8_t* shared) {
+  const auto* workspace = static_cast<const uint8_t*>(p.workspace);
+  const int m = static_cast<int>(p.m), chunks = static_cast<int>(p.k / 16);
+  auto* flags = reinterpret_cast<uint32_t*>(shared + l.flags);
+  auto* listed = reinterpret_cast<uint16_t*>(shared + l.listed);
+  const int words = static_cast<int>(w.flags_row / 4), lane = threadIdx.x % 32;
+  for (int i = threadIdx.x; i < words; i += kThreads) {
+    uint32_t any = 0;
+#pragma unroll 8
+    for (int row = 0; row < m; ++row) {
+      any |= __ldcg(reinterpret_cast<const uint32_t*>(workspace + w.flags + row * w.flags_row) + i);
+    }
+    flags[i] = any;
+  }
+  for (int row = 0; row < m; ++row) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < chunks; i += kThreads) {
+      *reinterpret_cast<uint4*>(shared + l.activations + row * l.row + i * 16) =
+          __ldcg(reinterpret_cast<const uint4*>(workspace + row * p.k) + i);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
     int total = 0;
     for (int begin = 0; begin < words; begin += 32) {
-      uint32_t bits = begin + lane < words ? flags()[begin + lane] : 0;
+      uint32_t bits = begin + lane < words ? flags[begin + lane] : 0;
+      if (__ballot_sync(0xffffffffu, bits != 0) == 0) continue;
       int place = __popc(bits);
 #pragma unroll
       for (int offset = 1; offset < 32; offset *= 2) {
@@ -96,60 +131,24 @@ struct Activations {
     }
     if (lane == 0) *reinterpret_cast<int*>(shared + l.count) = total;
   }
-
-  /// All threads; ends behind a barrier. Statistics and flags are zero before.
-  __device__ __forceinline__ void quantize() const {
-    // What stays in registers from the first look to the second; the rest is read again.
-    constexpr int kHeld = sizeof(T) == 4 ? 4 : 8;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int m = static_cast<int>(p.m), packs = static_cast<int>(p.k / 8);
-    const int own = warp / parts, stride = kWarps / parts;
-    const int first = warp % parts * 32 + lane, step = parts * 32;
-    Pack8<T> held[kHeld];
-    if (own < m) {
-#pragma unroll
-      for (int h = 0; h < kHeld; ++h) {
-        if (first + h * step < packs) held[h] = read(own, first + h * step);
-      }
+  __syncthreads();
+  const int count = *reinterpret_cast<const int*>(shared + l.count);
+  auto* inputs = reinterpret_cast<float*>(shared + l.inputs);
+  for (int i = threadIdx.x; i < count * m; i += kThreads) {
+    const int j = i / m, row = i % m, column = listed[j];
+    shared[l.activations + row * l.row + column] = 0;  // the whole column is an outlier's
+    if (j < kListed) {
+      inputs[j * kMixedSmallMostTokens + row] =
+          to_float(static_cast<const T*>(p.input)[row * p.input_stride + column]);
     }
-    for (int row = own; row < m; row += stride) {
-      float largest = 0.0f;
-      int pack = first;
-      if (row == own) {
-#pragma unroll
-        for (int h = 0; h < kHeld; ++h) {
-          if (first + h * step < packs) meet(held[h], first + h * step, largest);
-        }
-        pack += kHeld * step;
-      }
-#pragma unroll 4
-      for (; pack < packs; pack += step) meet(read(row, pack), pack, largest);
-      largest = group_max<32>(largest);
-      if (lane == 0) atomicMax(stats() + row, __float_as_int(largest));  // not negative
-    }
-    __syncthreads();
-    if (warp == kWarps - 1) list_columns();
-    for (int row = own; row < m; row += stride) {
-      const float scale = device_rowwise_scale(__int_as_float(stats()[row]));
-      int pack = first;
-      if (row == own) {
-#pragma unroll
-        for (int h = 0; h < kHeld; ++h) {
-          if (first + h * step < packs) write(held[h], row, first + h * step, scale);
-        }
-        pack += kHeld * step;
-      }
-#pragma unroll 4
-      for (; pack < packs; pack += step) write(read(row, pack), row, pack, scale);
-    }
-    __syncthreads();
   }
-};
+  __syncthreads();
+}
 
 template <typename T, int kVariant>
 __global__ void __launch_bounds__(kThreads, 1)
     small_kernel(const __grid_constant__ LinearMixedInt8Params p,
-                 const __grid_constant__ MixedSmallLayout l, float threshold, int parts) {
+                 const __grid_constant__ MixedSmallLayout l, MixedSmallWorkspace w) {
 #if __CUDA_ARCH__ >= 800
   constexpr MixedSmallVariant v = kMixedSmallVariants[kVariant];
   constexpr int kBuffer = 8 * v.token_tiles * kMixedSmallSumStride;
@@ -178,12 +177,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
   for (int s = 0; s < v.stages; ++s) fetch(s);
 
-  for (int64_t i = l.flags + threadIdx.x * 4; i < l.bytes; i += kThreads * 4) {
+  for (int64_t i = l.sums + threadIdx.x * 4; i < l.bytes; i += kThreads * 4) {
     *reinterpret_cast<int*>(shared + i) = 0;
   }
-  __syncthreads();
-  const float limit = threshold > 0.0f ? threshold : INFINITY;
-  Activations<T>{p, l, shared, threshold, limit, parts}.quantize();
+  wait_for_previous_kernel();
+  bring_activations<T>(p, l, w, shared);
   const int count = *reinterpret_cast<const int*>(shared + l.count);
   const auto* listed = reinterpret_cast<const uint16_t*>(shared + l.listed);
 
@@ -193,14 +191,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int i = 0; i < v.token_tiles; ++i) {
     tokens[i] = shared + l.activations + min(i * 8 + g, m - 1) * l.row + t * 16;
   }
-  auto* buffer = reinterpret_cast<int*>(shared + l.sums);
-  int slot = 0;
-  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    // What a thread writes of the tile.
-    const int token = threadIdx.x / kRows;
+  const int token = threadIdx.x / kRows;  // that a thread writes, and the outlier that it reads
+  const float row_stat = token < m
+                             ? __ldcg(reinterpret_cast<const float*>(
+                                          static_cast<const uint8_t*>(p.workspace) + w.stats) +
+                                      token)
+                             : 0.0f;
+  const int early = min(count, kListed);
+  const int64_t early_column = token < early ? listed[token] : 0;
+  int slot = 0, parity = 0;
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, parity ^= 1) {
     const int64_t feature = int64_t{tile} * kRows + threadIdx.x % kRows;
     const bool writes = token < m && feature < p.n;
-    const float stat = writes ? __ldg(p.stats + feature) : 0.0f;
+    int* buffer = reinterpret_cast<int*>(shared + l.sums) + parity * kBuffer;
+    float* weights = reinterpret_cast<float*>(shared + l.weights) + parity * kListed * kRows;
+    const float stat = feature < p.n ? __ldg(p.stats + feature) : 0.0f;
+    const int8_t code =
+        token < early && feature < p.n ? __ldg(p.q + feature * p.k + early_column) : int8_t{0};
+    const float bias = writes && p.bias != nullptr ? load_any(p.bias, p.bias_dtype, feature) : 0.0f;
 
     int sums[v.token_tiles][4] = {};
     for (int step = warp; step < steps; step += kWarps) {
@@ -231,18 +239,23 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     }
-    __syncthreads();  // the other buffer's readers were done before they came here
+    if (token < early) weights[threadIdx.x] = code_value(code, stat);
+    __syncthreads();  // the other buffers' readers were done before they came here
     if (writes) {
       int* sum = buffer + token * kMixedSmallSumStride + threadIdx.x % kRows;
-      const float bias = p.bias == nullptr ? 0.0f : load_any(p.bias, p.bias_dtype, feature);
-      float y = epilogue(*sum, reinterpret_cast<const float*>(shared + l.stats)[token], stat, bias);
+      float y = epilogue(*sum, row_stat, stat, bias);
       *sum = 0;
       if (count > 0) {
+        const auto* inputs = reinterpret_cast<const float*>(shared + l.inputs) + token;
+        float extra = 0.0f;
+        for (int j = 0; j < early; ++j) {
+          extra = __fmaf_rn(inputs[j * kMixedSmallMostTokens],
+                            weights[j * kRows + threadIdx.x % kRows], extra);
+        }
         const T* input = static_cast<const T*>(p.input) + token * p.input_stride;
         const int8_t* q = p.q + feature * p.k;
-        float extra = 0.0f;
 #pragma unroll 4
-        for (int j = 0; j < count; ++j) {
+        for (int j = early; j < count; ++j) {
           const int column = listed[j];
           extra = __fmaf_rn(to_float(input[column]), code_value(q[column], stat), extra);
         }
@@ -250,21 +263,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       static_cast<T*>(p.output)[token * p.n + feature] = from_float<T>(y);
     }
-    buffer = reinterpret_cast<int*>(shared + l.sums) +
-             (buffer == reinterpret_cast<int*>(shared + l.sums) ? kBuffer : 0);
   }
 #endif
 }
 
 template <typename T>
 Status run(const LinearMixedPlan& plan, const LinearMixedInt8Params& p, Stream stream) {
+  const MixedSmallWorkspace workspace = mixed_small_workspace(p.m, p.k);
+  const Status status = launch(quantize_kernel<T>, p.m, kThreads, stream, p, workspace,
+                               rounded_threshold(p.threshold));
+  if (!status.ok()) return status;
   const auto with = [&](auto kernel) {
-    int rows = 1;  // at once: the next power of two
-    while (rows < p.m && rows < kWarps) rows *= 2;
-    const LaunchShape shape{plan.grid, 1, plan.threads, plan.shared_bytes};
+    const LaunchShape shape{plan.grid, 1, plan.threads, plan.shared_bytes, plan.programmatic};
     return launch(kernel, shape, stream, p,
-                  mixed_small_layout(kMixedSmallVariants[plan.variant], p.m, p.k),
-                  rounded_threshold(p.threshold), kWarps / rows);
+                  mixed_small_layout(kMixedSmallVariants[plan.variant], p.m, p.k), workspace);
   };
   switch (plan.variant) {
     case 0:
@@ -289,6 +301,10 @@ Status launch_mixed_small(const LinearMixedPlan& plan, const LinearMixedInt8Para
       p.k % 16 != 0 || plan.threads != kThreads ||
       plan.shared_bytes < mixed_small_layout(kMixedSmallVariants[plan.variant], p.m, p.k).bytes) {
     return invalid_argument("the plan was made for another problem");
+  }
+  if (p.workspace == nullptr || !aligned(p.workspace, 16) ||
+      plan.workspace_bytes < mixed_small_workspace(p.m, p.k).bytes) {
+    return invalid_argument("the workspace is missing, small or not aligned");
   }
   return visit_device_dtype(p.dtype, [&](auto* tag) {
     return run<std::remove_pointer_t<decltype(tag)>>(plan, p, stream);

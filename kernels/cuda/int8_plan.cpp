@@ -30,6 +30,8 @@ LinearMixedPlan plan_small(const LinearMixedInt8Params& p, const DevicePropertie
             .grid = static_cast<int32_t>(std::min<int64_t>(tiles, device.multiprocessors)),
             .threads = 32 * kMixedSmallWarps,
             .shared_bytes = bytes,
+            .workspace_bytes = mixed_small_workspace(p.m, p.k).bytes,
+            .programmatic = device.compute_capability >= 90,
             .name = v.name};
   }
   return {};

@@ -30,9 +30,9 @@ __device__ __forceinline__ float block_max(float x) {
   return x;
 }
 
-/// A CTA a row. The first kHeld * 2048 elements stay in registers between the two passes; the rest
-/// is read again (from the L2 cache, as a rule). A thread looks at single elements only when it met
-/// an outlier, an infinity or NaN.
+/// A CTA a row. The first kHeld * 2048 elements stay in registers between the two passes, with
+/// zeros for those that get the code 0 anyway; the rest is read again (from the L2 cache, as a
+/// rule). A thread looks at single elements only when it met an outlier, an infinity or NaN.
 template <typename T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     quantize_rowwise_kernel(const T* __restrict__ input, int64_t stride, int64_t cols,
@@ -45,23 +45,12 @@ __global__ void __launch_bounds__(kThreads)
   const float limit = threshold > 0.0f ? threshold : INFINITY;
   Pack8<T> held[kHeld + 1];
   float largest = 0.0f;
-  bool careful = false;
-  const auto meet = [&](float x, int64_t column) {
-    if (!outlier(x, threshold)) {
-      largest = fmaxf(largest, fabsf(x));
-    } else if (outlier_columns[column] == 0) {  // thousands of rows share a column
-      outlier_columns[column] = 1;
-    }
+  const auto flag = [&](int64_t column) {
+    if (outlier_columns[column] == 0) outlier_columns[column] = 1;  // thousands of rows share one
   };
-  const auto meet8 = [&](const Pack8<T>& x, int64_t pack) {
-    const float magnitude = magnitude8(x);
-    if (magnitude < limit) {
-      largest = fmaxf(largest, magnitude);
-    } else {
-      careful = true;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) meet(to_float(x.values[j]), pack * 8 + j);
-    }
+  const auto meet8 = [&](Pack8<T>& x, int64_t pack) {
+    uint32_t outliers = take_magnitude(x, threshold, limit, largest);
+    for (; outliers != 0; outliers &= outliers - 1) flag(pack * 8 + __ffs(outliers) - 1);
   };
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
@@ -74,19 +63,23 @@ __global__ void __launch_bounds__(kThreads)
     if (pack < packs) meet8(held[h], pack);
   }
   for (int64_t pack = kHeld * kThreads + threadIdx.x; pack < packs; pack += kThreads) {
-    meet8(*reinterpret_cast<const Pack8<T>*>(row + pack * 8), pack);
+    Pack8<T> x = *reinterpret_cast<const Pack8<T>*>(row + pack * 8);
+    meet8(x, pack);
   }
   for (int64_t c = packs * 8 + threadIdx.x; c < cols; c += kThreads) {
-    meet(to_float(row[c]), c);
+    const float x = to_float(row[c]);
+    if (outlier(x, threshold)) {
+      flag(c);
+    } else {
+      largest = fmaxf(largest, fabsf(x));
+    }
   }
   largest = block_max(largest);
   if (threadIdx.x == 0) stats[blockIdx.x] = largest;
 
   const float scale = device_rowwise_scale(largest);
-  careful = careful || !(scale < INFINITY);
-  const auto code = [&](float x) { return outlier(x, threshold) ? 0 : round_int8(x * scale); };
   const auto write8 = [&](const Pack8<T>& x, int64_t pack) {
-    const uint2 words = careful ? careful_codes(x, scale, threshold) : plain_codes(x, scale);
+    const uint2 words = scale < INFINITY ? plain_codes(x, scale) : careful_codes(x, scale);
     __stcs(reinterpret_cast<uint2*>(out + pack * 8), words);
   };
 #pragma unroll
@@ -95,10 +88,13 @@ __global__ void __launch_bounds__(kThreads)
     if (pack < packs) write8(held[h], pack);
   }
   for (int64_t pack = kHeld * kThreads + threadIdx.x; pack < packs; pack += kThreads) {
-    write8(*reinterpret_cast<const Pack8<T>*>(row + pack * 8), pack);
+    Pack8<T> x = *reinterpret_cast<const Pack8<T>*>(row + pack * 8);
+    take_magnitude(x, threshold, limit, largest);
+    write8(x, pack);
   }
   for (int64_t c = packs * 8 + threadIdx.x; c < cols; c += kThreads) {
-    out[c] = static_cast<int8_t>(code(to_float(row[c])));
+    const float x = to_float(row[c]);
+    out[c] = static_cast<int8_t>(outlier(x, threshold) ? 0 : round_int8(x * scale));
   }
 }
 

@@ -69,9 +69,9 @@ namespace {
 
 using kernels::cuda::LinearMixedRoute;
 
-/// The rows in 8 bits and, with a threshold, the columns of outliers, as the device lists them.
+/// The rows in 8 bits and, with a threshold, the flags of the columns that hold outliers.
 struct QuantizedRows {
-  at::Tensor q, stats, flags, columns;
+  at::Tensor q, stats, flags;
   kernels::QuantizeRowwiseParams params;
 
   QuantizedRows(const char* op, const kernels::LinearMixedInt8Params& p, const Scope& scope,
@@ -88,18 +88,10 @@ struct QuantizedRows {
               .stats = static_cast<float*>(stats.mutable_data_ptr())};
     if (p.threshold > 0.0f) {
       flags = cuda::empty({p.k}, at::kByte, device);
-      columns = cuda::empty({p.k + 1}, at::kInt, device);  // the last one: how many
       cuda::zero_bytes(op, device, flags.mutable_data_ptr(), p.k);
       params.outlier_columns = static_cast<uint8_t*>(flags.mutable_data_ptr());
     }
     check_launch(op, kernels::cuda::quantize_rowwise(params, scope.stream()));
-    if (p.threshold == 0.0f) return;
-    const kernels::CompactColumnsParams compact{
-        .flags = params.outlier_columns, .cols = p.k, .columns = list(), .count = list() + p.k};
-    check_launch(op, kernels::cuda::compact_columns(compact, scope.stream()));
-  }
-  int32_t* list() const {
-    return columns.defined() ? static_cast<int32_t*>(columns.mutable_data_ptr()) : nullptr;
   }
 };
 
@@ -121,6 +113,11 @@ void linear_in_parts(const char* op, const kernels::LinearMixedInt8Params& p,
   if (p.m > 1) {
     check_launch(op, kernels::cuda::zero_outlier_columns(rows.params, scope.stream()));
   }
+  const at::Tensor columns = cuda::empty({p.k + 1}, at::kInt, weight.device());
+  auto* list = static_cast<int32_t*>(columns.mutable_data_ptr());  // the last one: how many
+  const kernels::CompactColumnsParams compact{
+      .flags = rows.params.outlier_columns, .cols = p.k, .columns = list, .count = list + p.k};
+  check_launch(op, kernels::cuda::compact_columns(compact, scope.stream()));
   const auto route = kernels::cuda::plan_matmul_int8(p.m, p.n, p.k);
   at::Tensor sums;
   if (route == MatmulInt8Route::kKernel) {
@@ -146,8 +143,8 @@ void linear_in_parts(const char* op, const kernels::LinearMixedInt8Params& p,
       .input_dtype = p.dtype,
       .q = p.q,
       .k = p.k,
-      .columns = rows.list(),
-      .count = rows.list() + p.k};
+      .columns = list,
+      .count = list + p.k};
   check_launch(op, kernels::cuda::dequantize_mixed(mixed, scope.stream()));
 }
 
@@ -174,6 +171,8 @@ void linear_8bit(const char* op, const Rows& rows, const Weight8bit& w, const at
   const Scope scope(op, device);
   const auto plan = kernels::cuda::plan_linear_mixed_int8(params, properties(device));
   if (plan.route == LinearMixedRoute::kSmall) {
+    const at::Tensor workspace = cuda::empty({plan.workspace_bytes}, at::kByte, device);
+    params.workspace = workspace.mutable_data_ptr();
     return check_launch(op, kernels::cuda::linear_mixed_int8(plan, params, scope.stream()));
   }
   const QuantizedRows quantized(op, params, scope, device);
@@ -182,8 +181,7 @@ void linear_8bit(const char* op, const Rows& rows, const Weight8bit& w, const at
   }
   params.input_q = quantized.params.q;
   params.input_stats = quantized.params.stats;
-  params.columns = quantized.list();
-  params.count = params.columns == nullptr ? nullptr : params.columns + params.k;
+  params.outlier_columns = quantized.params.outlier_columns;
   check_launch(op, kernels::cuda::linear_mixed_int8(plan, params, scope.stream()));
 }
 

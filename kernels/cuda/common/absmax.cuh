@@ -61,6 +61,32 @@ __device__ __forceinline__ void group_absmax(const Pack8<T> (&x)[kTurns][kVector
   }
 }
 
+/// From the largest magnitudes of warps to those of groups of kLanes threads, kTurns blocks at
+/// once. `partial` belongs to this call and the one after next: one barrier a call is enough. A
+/// lane reads one warp's value: reading all of them cost 4 instructions an element of a block of
+/// 4096.
+template <int kLanes, int kTurns, int kWarps>
+__device__ __forceinline__ void across_warps(float (&largest)[kTurns],
+                                             float (&partial)[kTurns][kWarps]) {
+  constexpr int kParts = kLanes / 32;
+  const int first = threadIdx.x / kLanes * kParts + threadIdx.x % kParts;
+#pragma unroll
+  for (int r = 0; r < kTurns; ++r) {
+    if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = largest[r];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < kTurns; ++r) {
+    const float mine = partial[r][first];
+#if __CUDA_ARCH__ >= 800
+    // The bits of numbers that are not negative order as integers do, and kNothing comes first.
+    largest[r] = __int_as_float(__reduce_max_sync(0xffffffffu, __float_as_int(mine)));
+#else
+    largest[r] = group_max<kParts>(mine);
+#endif
+  }
+}
+
 /// NaN if one of the eight is, else a number.
 template <typename T>
 __device__ __forceinline__ float any_nan8(const Pack8<T>& x) {

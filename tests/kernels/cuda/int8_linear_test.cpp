@@ -62,16 +62,13 @@ class Problem {
         d_q_(s.m * s.k),
         d_input_stats_(s.m),
         d_flags_(s.k),
-        d_columns_(s.k),
-        d_count_(1),
+        d_workspace_(cuda::mixed_small_workspace(s.m, s.k).bytes),
         d_output_(s.m * s.n * itemsize(s.dtype)) {
     d_flags_.fill(0);
     const QuantizeRowwiseParams quantize{
         d_input_.data(),       stride_,        s.dtype, s.m, s.k, s.threshold, d_q_.data(),
         d_input_stats_.data(), d_flags_.data()};
     EXPECT_STATUS_OK(cuda::quantize_rowwise(quantize, Stream{}));
-    EXPECT_STATUS_OK(cuda::compact_columns(
-        {d_flags_.data(), s.k, d_columns_.data(), d_count_.data()}, Stream{}));
     q_ = d_q_.read();
     input_stats_ = d_input_stats_.read();
     flags_ = d_flags_.read();
@@ -90,15 +87,18 @@ class Problem {
                             .output = d_output_.data(),
                             .input_q = d_q_.data(),
                             .input_stats = d_input_stats_.data()};
-    if (s_.threshold > 0.0f) p.columns = d_columns_.data(), p.count = d_count_.data();
+    p.workspace = d_workspace_.data();
+    if (s_.threshold > 0.0f) p.outlier_columns = d_flags_.data();
     if (s_.bias) p.bias = d_bias_.data(), p.bias_dtype = s_.bias_dtype;
     return p;
   }
 
   Bytes run(const LinearMixedPlan& plan) {
     d_output_.fill(0xcd);
+    d_workspace_.fill(0xcd);
     EXPECT_STATUS_OK(cuda::linear_mixed_int8(plan, params(), Stream{}));
     EXPECT_EQ(d_input_.read(), input_);
+    d_workspace_.read();  // its canaries
     return d_output_.read();
   }
 
@@ -179,7 +179,7 @@ class Problem {
   DeviceBuffer<int8_t> d_q_;
   DeviceBuffer<float> d_input_stats_;
   DeviceBuffer<uint8_t> d_flags_;
-  DeviceBuffer<int32_t> d_columns_, d_count_;
+  DeviceBuffer<unsigned char> d_workspace_;
   DeviceBuffer<unsigned char> d_output_;
 };
 
@@ -226,6 +226,8 @@ TEST_F(CudaLinearMixed, EveryInstanceForFewTokens) {
                            .variant = i,
                            .threads = 32 * cuda::kMixedSmallWarps,
                            .shared_bytes = cuda::mixed_small_layout(v, s.m, s.k).bytes,
+                           .workspace_bytes = cuda::mixed_small_workspace(s.m, s.k).bytes,
+                           .programmatic = device_.compute_capability >= 90 && pick({false, true}),
                            .name = v.name};
       if (plan.shared_bytes > device_.shared_bytes_per_block) continue;
       // With few blocks each goes through many tiles.

@@ -138,12 +138,13 @@ struct LinearMixedInt8Params {
   DType bias_dtype = DType::kFloat32;
   float threshold = 0.0f;
   void* output = nullptr;  ///< [M, N], contiguous
-  // LinearMixedRoute::kLarge: the input as quantize_rowwise leaves it (columns of outliers need not
-  // be cleared), the list of compact_columns; columns and count are null without a threshold.
+  // LinearMixedRoute::kLarge: the input and the flags as quantize_rowwise leaves them (columns of
+  // outliers need not be cleared), aligned to 16 bytes.
   const int8_t* input_q = nullptr;
   const float* input_stats = nullptr;
-  const int32_t* columns = nullptr;
-  const int32_t* count = nullptr;
+  const uint8_t* outlier_columns = nullptr;  ///< may be null without a threshold
+  /// LinearMixedRoute::kSmall: LinearMixedPlan::workspace_bytes, aligned to 16 bytes.
+  void* workspace = nullptr;
 };
 
 namespace ref {
@@ -203,13 +204,14 @@ Status matmul_int8(const MatmulInt8Params& params, Stream stream) noexcept;
 /// Which kernels run LLM.int8().
 enum class LinearMixedRoute : int8_t {
   kParts,  ///< one after the other: quantize_rowwise, a matmul, dequantize_mixed
-  kSmall,  ///< linear_mixed_int8 alone: it quantizes the input for itself
-  kLarge,  ///< quantize_rowwise, compact_columns, linear_mixed_int8
+  kSmall,  ///< linear_mixed_int8 alone: it quantizes the input into its workspace
+  kLarge,  ///< quantize_rowwise, linear_mixed_int8
 };
 struct LinearMixedPlan {
   LinearMixedRoute route = LinearMixedRoute::kParts;
   int32_t variant = 0, grid = 0, threads = 0;
-  int64_t shared_bytes = 0;
+  int64_t shared_bytes = 0, workspace_bytes = 0;
+  bool programmatic = false;  ///< the second launch may begin before the first has ended
   const char* name = "parts";
 };
 /// A pure function of sizes, dtypes, alignments and the device.
