@@ -18,6 +18,7 @@
 #include "cuda/common/absmax.cuh"
 #include "cuda/common/cast.cuh"
 #include "cuda/common/launch.h"
+#include "cuda/common/lane_ring.cuh"
 #include "validate.h"
 
 namespace lowbit::kernels::cuda {
@@ -27,10 +28,10 @@ constexpr int kThreads = 256;
 constexpr int kBuckets = 32;
 constexpr int kCopies = 16;
 #ifndef V_CTAS
-#define V_CTAS 8
+#define V_CTAS 6
 #endif
 #ifndef V_MIN
-#define V_MIN 1
+#define V_MIN 6
 #endif
 #ifndef V_REP
 #define V_REP 4
@@ -159,27 +160,42 @@ __global__ void __launch_bounds__(kThreads, kMin)
   constexpr int kBlocksize = kLanes * kVectors * 8;
   constexpr int kTurns = kRepeat<T, kLanes, kVectors>;
   constexpr int kGroups = kThreads / kLanes;
+  constexpr bool kRing = kWhole && kHasAsyncCopies;
   __shared__ SharedBuckets table;
   table.fill(buckets);
   __shared__ float partial[2][kTurns][kThreads / 32];
 
   const int lane = threadIdx.x % kLanes;
   const uint32_t lane_in_row = lane_offset();
-  [[maybe_unused]] int turn = 0;
+  [[maybe_unused]] int turn = 0, slot = 0;
+  __shared__ LaneRing<T, kTurns, kVectors, kThreads, kRing> ring;
+  int64_t coming = first_tile + blockIdx.x;
+  const auto fetch = [&](int to) {
+    const int64_t first = coming * (kGroups * kTurns) + threadIdx.x / kLanes;
+    ring.fetch(to, coming < end_tile ? input + first * kBlocksize + lane * 8 : nullptr,
+               kGroups * kBlocksize, kLanes * 8);
+    coming += gridDim.x;
+  };
+  if constexpr (kRing) fetch(0), fetch(1);
   for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
     const int64_t first = tile * (kGroups * kTurns) + threadIdx.x / kLanes;
     const int64_t start = first * kBlocksize + lane * 8;
     Pack8<T> x[kTurns][kVectors];
+    if constexpr (kRing) {
+      ring.take(x, slot);
+    } else {
 #pragma unroll
-    for (int r = 0; r < kTurns; ++r) {
+      for (int r = 0; r < kTurns; ++r) {
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t i = start + r * kGroups * kBlocksize + v * kLanes * 8;
-        x[r][v] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t i = start + r * kGroups * kBlocksize + v * kLanes * 8;
+          x[r][v] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
+        }
       }
     }
     float largest[kTurns];
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
+    if constexpr (kRing) fetch(slot), slot ^= 1;
     if constexpr (kLanes > 32) across_warps<kLanes>(largest, partial[turn]), turn ^= 1;
 #pragma unroll
     for (int r = 0; r < kTurns; ++r) {

@@ -7,13 +7,11 @@
 //  * A producer warpgroup feeds the other two: one thread copies weights and activations, two warps
 //    bring what the epilogue multiplies by: row statistics, and the outlier columns a few at a
 //    time, however many the device has listed.
-//  * The second warpgroup starts a ring of stages behind the first and stays behind: the epilogue
-//  of
-//    one hides behind the products of the other.
+//  * Starting the second consumer warpgroup two or four stages behind the first, so that the
+//    epilogue of one hides behind the products of the other, was tried and gained nothing.
 //  * An outlier column holds codes of the elements below the threshold. What is added for it is the
 //    rest: (activation - what its code stands for) * weight. So no pass has to clear the codes.
 //  * What lies behind N, K or M arrives as zeros.
-#include <cstdlib>
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/tensor_map.h"
@@ -47,7 +45,6 @@ struct LargeArgs {
   int64_t input_stride;
   int m, n, k, stages;
   int feature_tiles, token_tiles;
-  int lag;
   bool vector_output;  // eight outputs of a token may be stored at once
   DType bias_dtype;
 };
@@ -258,7 +255,6 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
     int sums[kTokens / 2];  // float32 from the epilogue on
     Slot slot;
     uint32_t factor_parity = 0;
-    if (group == 1 && a.lag > 0 && a.stages >= v.stages) wait_barrier(full(stage_barriers, a.lag - 1), 0);
 #pragma unroll 1
     for (int i = first_tile; i < tiles; i += clusters) {
       const Tile tile = tile_at(a, i);
@@ -426,7 +422,6 @@ Status launch_mixed_large(const LinearMixedPlan& plan, const LinearMixedInt8Para
                   p.m, p.k, kMixedLargeDepth, v.tokens / kCluster)) {
     return unsupported("the CUDA driver refuses the tensor maps of this problem");
   }
-  a.lag = getenv("LAG") ? atoi(getenv("LAG")) : v.stages;
   LaunchShape shape{plan.grid, 1, plan.threads, plan.shared_bytes};
   shape.cluster = kCluster;
   return p.dtype == DType::kFloat16

@@ -29,6 +29,10 @@ constexpr int kTurn = kRows * kDepth;  // bytes that a warp copies at a time
 
 constexpr int kListed = kMixedSmallListed;
 
+__device__ __forceinline__ void prefetch(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 /// A block a token: its codes, its statistic, and a bit for each of its outliers.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -103,12 +107,11 @@ __device__ __forceinline__ void bring_activations(const LinearMixedInt8Params& p
     }
     flags[i] = any;
   }
-  for (int row = 0; row < m; ++row) {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < chunks; i += kThreads) {
-      *reinterpret_cast<uint4*>(shared + l.activations + row * l.row + i * 16) =
-          __ldcg(reinterpret_cast<const uint4*>(workspace + row * p.k) + i);
-    }
+#pragma unroll 8
+  for (int i = threadIdx.x; i < m * chunks; i += kThreads) {  // the codes of all rows lie together
+    const int row = i / chunks;
+    *reinterpret_cast<uint4*>(shared + l.activations + row * l.row + (i - row * chunks) * 16) =
+        __ldcg(reinterpret_cast<const uint4*>(workspace) + i);
   }
   __syncthreads();
   if (threadIdx.x < 32) {
@@ -174,6 +177,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     commit_copies();
   };
+  // What the epilogues of all tiles read goes to the L2 cache first: behind the weights that are
+  // under way it would take longer than a tile.
+  for (int64_t tile = blockIdx.x + int64_t{threadIdx.x} * gridDim.x; tile < tiles;
+       tile += int64_t{kThreads} * gridDim.x) {
+    prefetch(p.stats + tile * kRows);
+    if (p.bias != nullptr) {
+      prefetch(static_cast<const uint8_t*>(p.bias) + tile * kRows * itemsize(p.bias_dtype));
+    }
+  }
 #pragma unroll
   for (int s = 0; s < v.stages; ++s) fetch(s);
 

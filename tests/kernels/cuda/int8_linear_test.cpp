@@ -40,6 +40,8 @@ struct Spec {
 double rounding(DType dtype) {
   return dtype == DType::kFloat32 ? 0x1p-24 : dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
 }
+/// The same of float16's subnormal numbers.
+double smallest(DType dtype) { return dtype == DType::kFloat16 ? 0x1p-25 : 0x1p-140; }
 /// Float32 steps between the integers and the output, of everything that is added: three products
 /// and a sum, two products and a sum for every outlier column.
 constexpr double kSteps = 1e-6;
@@ -125,7 +127,8 @@ class Problem {
             static_cast<double>(sum) * input_stats_[r] * stats_[c] * double{kInv127Squared};
         const double truth = main + bias + extra;
         magnitude += std::fabs(main) + std::fabs(bias);
-        const double limit = kSteps * magnitude + rounding(s_.dtype) * std::fabs(truth) + 1e-30;
+        const double limit =
+            kSteps * magnitude + rounding(s_.dtype) * std::fabs(truth) + smallest(s_.dtype);
         const double got = load_element(output.data(), s_.dtype, r * s_.n + c);
         if (!(std::fabs(got - truth) <= limit) && ++bad <= 3) {
           ADD_FAILURE() << "output " << r << ", " << c << ": " << got << ", expected " << truth;
