@@ -3,7 +3,6 @@
 
 #include "cuda/common/absmax.cuh"
 #include "cuda/common/cast.cuh"
-#include "cuda/common/lane_ring.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/nearest_code.cuh"
 #include "validate.h"
@@ -11,17 +10,10 @@
 namespace lowbit::kernels::cuda {
 namespace {
 
-#ifndef V_TURNS
-#define V_TURNS 1
-#endif
 constexpr int kThreads = 512;
 constexpr int kCtasPerMultiprocessor = 4;  // the table is built once a CTA: few, long-lived CTAs
-/// Blocks of a lane at once, to have loads in flight; one with a ring in shared memory, which has no
-/// room for float32.
-template <typename T>
-constexpr int kTurns = sizeof(T) == 4 ? 2 : V_TURNS;
-template <typename T>
-constexpr int64_t kTile = int64_t{8} * kThreads * kTurns<T>;  // elements of a CTA in a turn
+constexpr int kTurns = 2;                  // blocks of a lane at once, to have loads in flight
+constexpr int64_t kTile = int64_t{8} * kThreads * kTurns;  // elements of a CTA in a turn
 
 /// kLanes threads share a block of 8 * kLanes elements; blocks of more than 256 elements span
 /// warps. kWhole: all tiles are inside the input, and nothing is checked.
@@ -30,38 +22,26 @@ __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const T* __restrict__ input, int64_t numel, const float* __restrict__ code,
                     uint8_t* __restrict__ codes, float* __restrict__ absmax, int64_t first_tile,
                     int64_t end_tile) {
-  constexpr int kGroups = kThreads / kLanes, kTurns = cuda::kTurns<T>;
-  constexpr int64_t kTile = cuda::kTile<T>;
-  constexpr bool kRing = kWhole && kHasAsyncCopies && sizeof(T) == 2 && kTurns == 1;
+  constexpr int kGroups = kThreads / kLanes;
   __shared__ NearestCode nearest;
   nearest.fill(code);
   __shared__ float partial[2][kTurns][kThreads / 32];
   const int lane = threadIdx.x % kLanes;
-  [[maybe_unused]] int turn = 0, slot = 0;
-  __shared__ LaneRing<T, kTurns, 1, kThreads, kRing> ring;
-  int64_t coming = first_tile + blockIdx.x;
-  const auto fetch = [&](int to) {
-    ring.fetch(to, coming < end_tile ? input + coming * kTile + threadIdx.x * 8 : nullptr,
-               kThreads * 8, 0);
-    coming += gridDim.x;
-  };
-  if constexpr (kRing) fetch(0), fetch(1);
+  [[maybe_unused]] int turn = 0;
   for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
     const int64_t start = tile * kTile + threadIdx.x * 8;
     Pack8<T> x[kTurns][1];
     float largest[kTurns];
-    if constexpr (kRing) {
-      ring.take(x, slot);
-    } else {
 #pragma unroll
-      for (int r = 0; r < kTurns; ++r) {
-        const int64_t i = start + r * kThreads * 8;
-        x[r][0] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
-      }
+    for (int r = 0; r < kTurns; ++r) {
+      const int64_t i = start + r * kThreads * 8;
+      x[r][0] = kWhole || i + 8 <= numel ? load8(input + i) : load8_tail(input + i, numel - i);
     }
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
-    if constexpr (kRing) fetch(slot), slot ^= 1;
-    if constexpr (kLanes > 32) across_warps<kLanes>(largest, partial[turn]), turn ^= 1;
+    if constexpr (kLanes > 32) {
+      across_warps<kLanes>(largest, partial[turn]);
+      turn ^= 1;
+    }
 #pragma unroll
     for (int r = 0; r < kTurns; ++r) {
       const int64_t i = start + r * kThreads * 8;
@@ -115,7 +95,7 @@ template <typename T>
 Status quantize(const QuantizeBlockwiseParams& p, Stream stream) noexcept {
   const auto* input = static_cast<const T*>(p.input);
   const int64_t most = multiprocessors() * kCtasPerMultiprocessor;
-  const int64_t whole = p.numel / kTile<T>, tiles = ceil_div(p.numel, kTile<T>);
+  const int64_t whole = p.numel / kTile, tiles = ceil_div(p.numel, kTile);
   const auto run = [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
     const Status status =

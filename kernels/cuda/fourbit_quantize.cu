@@ -17,8 +17,8 @@
 #include "codebook.h"
 #include "cuda/common/absmax.cuh"
 #include "cuda/common/cast.cuh"
-#include "cuda/common/launch.h"
 #include "cuda/common/lane_ring.cuh"
+#include "cuda/common/launch.h"
 #include "validate.h"
 
 namespace lowbit::kernels::cuda {
@@ -27,18 +27,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBuckets = 32;
 constexpr int kCopies = 16;
-#ifndef V_CTAS
-#define V_CTAS 6
-#endif
-#ifndef V_MIN
-#define V_MIN 6
-#endif
-#ifndef V_REP
-#define V_REP 4
-#endif
-constexpr int kMin = V_MIN;
-constexpr int kCtasPerMultiprocessor =
-    V_CTAS;  // the table is filled once a CTA: few, long-lived CTAs
+/// The table is filled once a CTA: as many, long-lived CTAs as fit, of 32 registers.
+constexpr int kCtasPerMultiprocessor = 8;
 
 template <QuantType kType>
 constexpr bool kSigned = kType == QuantType::kNF4;
@@ -150,10 +140,10 @@ __device__ __forceinline__ uint32_t encode8(const Pack8<T>& x, float reciprocal,
 /// vector a lane works on kRepeat blocks at once, to have several loads in flight. A tile is what a
 /// CTA does in a turn. kWhole: all tiles are inside the input, and nothing is checked.
 template <typename T, int kLanes, int kVectors>
-constexpr int kRepeat = kVectors >= 4 ? 1 : (sizeof(T) == 4 ? 2 : V_REP) / kVectors;
+constexpr int kRepeat = kVectors >= 2 ? 1 : 2;
 
 template <typename T, QuantType kType, int kLanes, int kVectors, bool kWhole>
-__global__ void __launch_bounds__(kThreads, kMin)
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
     quantize_kernel(const T* __restrict__ input, int64_t numel, uint8_t* __restrict__ packed,
                     float* __restrict__ absmax, int64_t first_tile, int64_t end_tile,
                     const __grid_constant__ BucketTable buckets) {
@@ -176,7 +166,10 @@ __global__ void __launch_bounds__(kThreads, kMin)
                kGroups * kBlocksize, kLanes * 8);
     coming += gridDim.x;
   };
-  if constexpr (kRing) fetch(0), fetch(1);
+  if constexpr (kRing) {
+    fetch(0);
+    fetch(1);
+  }
   for (int64_t tile = first_tile + blockIdx.x; tile < end_tile; tile += gridDim.x) {
     const int64_t first = tile * (kGroups * kTurns) + threadIdx.x / kLanes;
     const int64_t start = first * kBlocksize + lane * 8;
@@ -195,8 +188,14 @@ __global__ void __launch_bounds__(kThreads, kMin)
     }
     float largest[kTurns];
     group_absmax<(kLanes < 32 ? kLanes : 32)>(x, largest);
-    if constexpr (kRing) fetch(slot), slot ^= 1;
-    if constexpr (kLanes > 32) across_warps<kLanes>(largest, partial[turn]), turn ^= 1;
+    if constexpr (kRing) {
+      fetch(slot);
+      slot ^= 1;
+    }
+    if constexpr (kLanes > 32) {
+      across_warps<kLanes>(largest, partial[turn]);
+      turn ^= 1;
+    }
 #pragma unroll
     for (int r = 0; r < kTurns; ++r) {
       const float reciprocal = fast_reciprocal(largest[r]);
