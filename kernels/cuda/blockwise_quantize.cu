@@ -1,4 +1,7 @@
-// Block-wise 8-bit quantization through any ascending 256-entry map.
+// Block-wise 8-bit quantization through any ascending 256-entry map. Bound by instructions (72 % of
+// the issue slots). The ring in shared memory that helps the 4-bit quantizer leaves room for one
+// block of a lane beside the table: 79 instead of 82 % of the copy with 256 elements a block, 68
+// instead of 76 with 4096 (H200).
 #include <type_traits>
 
 #include "cuda/common/absmax.cuh"

@@ -34,7 +34,7 @@ inline constexpr int kMixedSmallSumStride = 20;
 /// Columns of outliers are listed in 16 bits.
 inline constexpr int64_t kMixedSmallMostColumns = 65536;
 
-constexpr int64_t round_up(int64_t x, int64_t to) noexcept { return (x + to - 1) / to * to; }
+constexpr int64_t aligned_up(int64_t x, int64_t to) noexcept { return (x + to - 1) / to * to; }
 
 /// Offsets in a block's shared memory, in bytes; the ring of weights is at 0.
 struct MixedSmallLayout {
@@ -52,10 +52,10 @@ constexpr MixedSmallLayout mixed_small_layout(const MixedSmallVariant& v, int64_
                                               int64_t k) noexcept {
   MixedSmallLayout l;
   l.activations = int64_t{v.stages} * kMixedSmallWarps * kMixedSmallRows * kMixedSmallDepth;
-  l.row = round_up(k, 128) + 64;
+  l.row = aligned_up(k, 128) + 64;
   l.listed = l.activations + m * l.row;
-  l.flags = l.listed + round_up(2 * k, 16);
-  l.inputs = l.flags + round_up(k, 128) / 8;
+  l.flags = l.listed + aligned_up(2 * k, 16);
+  l.inputs = l.flags + aligned_up(k, 128) / 8;
   l.weights = l.inputs + 4 * kMixedSmallListed * kMixedSmallMostTokens;
   l.count = l.weights + 2 * 4 * kMixedSmallListed * kMixedSmallRows;
   l.sums = l.count + 16;
@@ -72,9 +72,9 @@ struct MixedSmallWorkspace {
 };
 constexpr MixedSmallWorkspace mixed_small_workspace(int64_t m, int64_t k) noexcept {
   MixedSmallWorkspace w;
-  w.stats = round_up(m * k, 16);
-  w.flags = w.stats + round_up(4 * m, 16);
-  w.flags_row = round_up(k, 128) / 8;
+  w.stats = aligned_up(m * k, 16);
+  w.flags = w.stats + aligned_up(4 * m, 16);
+  w.flags_row = aligned_up(k, 128) / 8;
   w.bytes = w.flags + m * w.flags_row;
   return w;
 }
