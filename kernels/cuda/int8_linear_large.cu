@@ -26,12 +26,6 @@ namespace {
 
 constexpr int kFeatures = kMixedLargeFeatures;
 constexpr int kCluster = kMixedLargeCluster;
-constexpr int kPass = kMixedLargePass;
-constexpr int kListed = kMixedLargeListed;
-constexpr int kConsumers = 256;
-// Token tiles that share the weights in the L2 cache, and a cluster's tiles go through them first.
-constexpr int kTokenGroup = 8;
-enum NamedBarrier { kFirstWarpgroup = 1, kSecondWarpgroup = 2 };
 
 struct LargeArgs {
   const void* input;
@@ -48,6 +42,14 @@ struct LargeArgs {
   bool vector_output;  // eight outputs of a token may be stored at once
   DType bias_dtype;
 };
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+constexpr int kPass = kMixedLargePass;
+constexpr int kListed = kMixedLargeListed;
+constexpr int kConsumers = 256;
+// Token tiles that share the weights in the L2 cache, and a cluster's tiles go through them first.
+constexpr int kTokenGroup = 8;
+enum NamedBarrier { kFirstWarpgroup = 1, kSecondWarpgroup = 2 };
 
 __device__ __forceinline__ uint32_t full(uint32_t base, int slot) { return base + slot * 16; }
 __device__ __forceinline__ uint32_t empty(uint32_t base, int slot) { return base + slot * 16 + 8; }
@@ -144,6 +146,7 @@ __device__ __forceinline__ void bring_factors(const LargeArgs& a, float* inputs,
     }
   }
 }
+#endif
 
 template <typename T, int kVariant>
 __global__ void __launch_bounds__(kMixedLargeThreads, 1)

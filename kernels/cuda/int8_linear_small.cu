@@ -25,11 +25,11 @@ constexpr int kWarps = kMixedSmallWarps;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = kMixedSmallRows;
 constexpr int kDepth = kMixedSmallDepth;
-constexpr int kTurn = kRows * kDepth;  // bytes that a warp copies at a time
+[[maybe_unused]] constexpr int kTurn = kRows * kDepth;  // bytes that a warp copies at a time
 
-constexpr int kListed = kMixedSmallListed;
+[[maybe_unused]] constexpr int kListed = kMixedSmallListed;
 
-__device__ __forceinline__ void prefetch(const void* p) {
+[[maybe_unused]] __device__ __forceinline__ void prefetch(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
