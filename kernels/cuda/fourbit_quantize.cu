@@ -35,6 +35,14 @@ constexpr int kBuckets = 32;
 constexpr int kCopies = 16;
 /// The table is filled once a CTA: as many, long-lived CTAs as fit, of 32 registers.
 constexpr int kCtasPerMultiprocessor = 8;
+/// Of the architectures that hold fewer threads, as many as they hold.
+#if __CUDA_ARCH__ == 750
+constexpr int kResidentCtas = 4;
+#elif __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+constexpr int kResidentCtas = 6;
+#else
+constexpr int kResidentCtas = kCtasPerMultiprocessor;
+#endif
 
 template <QuantType kType>
 constexpr bool kSigned = kType == QuantType::kNF4;
@@ -149,7 +157,7 @@ template <int kVectors>
 constexpr int kRepeat = kVectors >= 2 ? 1 : 2;
 
 template <typename T, QuantType kType, int kLanes, int kVectors, bool kWhole>
-__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
+__global__ void __launch_bounds__(kThreads, kResidentCtas)
     quantize_kernel(const T* __restrict__ input, int64_t numel, uint8_t* __restrict__ packed,
                     float* __restrict__ absmax, int64_t first_tile, int64_t end_tile,
                     const __grid_constant__ BucketTable buckets) {
