@@ -28,6 +28,7 @@
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/tensor_map.h"
+#include "cuda/common/tile_order.cuh"
 #include "cuda/common/tma_sm90.cuh"
 #include "cuda/common/wgmma_sm90.cuh"
 #include "cuda/fourbit_large.h"
@@ -38,44 +39,7 @@ namespace lowbit::kernels::cuda {
 namespace {
 
 constexpr int kConsumers = 256;
-// Token tiles that share the weights in the L2 cache, and a cluster's tiles go through them first.
-constexpr int kTokenGroup = 8;
 enum NamedBarrier { kAllConsumers = 1, kScaleWarps = 2, kWarpgroup = 3 };
-
-struct Slot {
-  int index = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void next(int count) {
-    if (++index == count) index = 0, parity ^= 1;
-  }
-};
-
-struct Tile {
-  int feature, token;  // in tiles of a cluster
-};
-__device__ __forceinline__ Tile tile_at(const LargeArgs& a, int index) {
-  const int group = index / (kTokenGroup * a.feature_tiles);
-  const int inside = index - group * kTokenGroup * a.feature_tiles;
-  const int tokens = min(kTokenGroup, a.token_tiles - group * kTokenGroup);
-  const int feature = inside / tokens;
-  return {feature, group * kTokenGroup + inside - feature * tokens};
-}
-
-__device__ __forceinline__ void load_transposed(uint32_t (&m)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(address));
-}
-__device__ __forceinline__ void store_transposed(uint32_t address, uint32_t a, uint32_t b,
-                                                 uint32_t c, uint32_t d) {
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-      "r"(a), "r"(b), "r"(c), "r"(d)
-      : "memory");
-}
-__device__ __forceinline__ void store_word(uint32_t address, uint32_t v) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
-}
 
 /// Adds up the sums of the parts of the depth: every block those of its share of the tokens, in the
 /// order of the parts. `buffer` is the rings' memory, which nobody needs any more.
@@ -166,10 +130,11 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
     give_registers<40>();
     if (warp == 0) {
       if (lane == 0) {
-        Slot slot{0, 1};
+        RingSlot slot{0, 1};
 #pragma unroll 1
         for (int i = first_tile; i < tiles; i += clusters) {
-          const int feature = (tile_at(a, i).feature * pair + rank) * kLargeFeatures;
+          const int feature =
+              (tile_at(a.feature_tiles, a.token_tiles, i).feature * pair + rank) * kLargeFeatures;
 #pragma unroll 1
           for (int stage = 0; stage < stages; ++stage) {
             const uint32_t barrier = ring_full(weight_barriers, slot.index);
@@ -185,11 +150,12 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
     } else if (warp == 1) {
       if (lane == 0) {
         wait_for_previous_kernel();
-        Slot slot{0, 1};
+        RingSlot slot{0, 1};
         const uint32_t half = base + l.inputs + rank * (l.input_stage >> a.log_pair);
 #pragma unroll 1
         for (int i = first_tile; i < tiles; i += clusters) {
-          int token = tile_at(a, i).token * kTokens + rank * (kTokens >> a.log_pair);
+          int token = tile_at(a.feature_tiles, a.token_tiles, i).token * kTokens +
+                      rank * (kTokens >> a.log_pair);
           if (token >= a.m) token = 0;  // any will do, and a box of nothing but zeros is slow
 #pragma unroll 1
           for (int block = 0; block < stages * 4; ++block) {
@@ -211,10 +177,11 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
         producer.offset = __ldg(a.scales.absmax_offset);
         sync_group<kScaleWarps>(64);
       }
-      Slot slot{0, 1};
+      RingSlot slot{0, 1};
 #pragma unroll 1
       for (int i = first_tile; i < tiles; i += clusters) {
-        const int feature = (tile_at(a, i).feature * pair + rank) * kLargeFeatures;
+        const int feature =
+            (tile_at(a.feature_tiles, a.token_tiles, i).feature * pair + rank) * kLargeFeatures;
 #pragma unroll 1
         for (int stage = 0; stage < stages; ++stage) {
           wait_barrier(ring_empty(weight_barriers, slot.index), slot.parity);
@@ -300,14 +267,14 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
     float sums[kTokens / 2];
     uint32_t fragments[2][16];
     Block q;
-    Slot weight, input;  // of the codes in q, of the next product
+    RingSlot weight, input;  // of the codes in q, of the next product
     wait_barrier(ring_full(weight_barriers, 0), 0);
     fetch(q, 0, 0);
     decode(fragments[0], q, 0, 0);
     wait_for_previous_kernel();
 #pragma unroll 1
     for (int i = first_tile; i < tiles; i += clusters) {
-      const Tile tile = tile_at(a, i);
+      const Tile tile = tile_at(a.feature_tiles, a.token_tiles, i);
       const bool last_tile = i + clusters >= tiles;
       uint32_t done = 0;  // barrier that frees the activations of the product before
 #pragma unroll 1

@@ -15,6 +15,7 @@
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/tensor_map.h"
+#include "cuda/common/tile_order.cuh"
 #include "cuda/common/tma_sm90.cuh"
 #include "cuda/common/wgmma_s8_sm90.cuh"
 #include "cuda/int8_codes.cuh"
@@ -47,39 +48,7 @@ struct LargeArgs {
 constexpr int kPass = kMixedLargePass;
 constexpr int kListed = kMixedLargeListed;
 constexpr int kConsumers = 256;
-// Token tiles that share the weights in the L2 cache, and a cluster's tiles go through them first.
-constexpr int kTokenGroup = 8;
 enum NamedBarrier { kFirstWarpgroup = 1, kSecondWarpgroup = 2 };
-
-__device__ __forceinline__ uint32_t full(uint32_t base, int slot) { return base + slot * 16; }
-__device__ __forceinline__ uint32_t empty(uint32_t base, int slot) { return base + slot * 16 + 8; }
-
-struct Slot {
-  int index = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void next(int count) {
-    if (++index == count) index = 0, parity ^= 1;
-  }
-};
-
-struct Tile {
-  int feature, token;  // in tiles of a cluster
-};
-__device__ __forceinline__ Tile tile_at(const LargeArgs& a, int index) {
-  const int group = index / (kTokenGroup * a.feature_tiles);
-  const int inside = index - group * kTokenGroup * a.feature_tiles;
-  const int tokens = min(kTokenGroup, a.token_tiles - group * kTokenGroup);
-  const int feature = inside / tokens;
-  return {feature, group * kTokenGroup + inside - feature * tokens};
-}
-
-__device__ __forceinline__ void store_transposed(uint32_t address, uint32_t a, uint32_t b,
-                                                 uint32_t c, uint32_t d) {
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-      "r"(a), "r"(b), "r"(c), "r"(d)
-      : "memory");
-}
 
 template <typename T>
 __device__ __forceinline__ uint32_t rounded(int low, int high) {
@@ -175,8 +144,8 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
 
   if (tid == kConsumers) {
     for (int s = 0; s < v.stages; ++s) {
-      init_barrier(full(stage_barriers, s), 1);
-      init_barrier(empty(stage_barriers, s), kCluster * kConsumers / 32);
+      init_barrier(ring_full(stage_barriers, s), 1);
+      init_barrier(ring_empty(stage_barriers, s), kCluster * kConsumers / 32);
     }
     init_barrier(factor_full, 64);
     init_barrier(factor_empty, kConsumers);
@@ -190,17 +159,17 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
     give_registers<72>();
     if (warp == 0) {
       if (lane == 0) {
-        Slot slot{0, 1};
+        RingSlot slot{0, 1};
 #pragma unroll 1
         for (int i = first_tile; i < tiles; i += clusters) {
-          const Tile tile = tile_at(a, i);
+          const Tile tile = tile_at(a.feature_tiles, a.token_tiles, i);
           const int feature = (tile.feature * kCluster + rank) * kFeatures;
           int token = tile.token * kTokens + rank * (kTokens / kCluster);
           if (token >= a.m) token = 0;  // any will do, and a box of nothing but zeros is slow
 #pragma unroll 1
           for (int stage = 0; stage < a.stages; ++stage) {
-            const uint32_t barrier = full(stage_barriers, slot.index);
-            wait_barrier(empty(stage_barriers, slot.index), slot.parity);
+            const uint32_t barrier = ring_full(stage_barriers, slot.index);
+            wait_barrier(ring_empty(stage_barriers, slot.index), slot.parity);
             arrive_expecting(barrier, l.weight_stage + l.input_stage);
             copy_tensor_2d(base + slot.index * l.weight_stage, &weight_map,
                            stage * kMixedLargeDepth, feature, barrier);
@@ -218,7 +187,7 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
       uint32_t parity = 1;
 #pragma unroll 1
       for (int i = first_tile; i < tiles; i += clusters) {
-        const Tile tile = tile_at(a, i);
+        const Tile tile = tile_at(a.feature_tiles, a.token_tiles, i);
         const int first_token = tile.token * kTokens;
         const bool known = i != first_tile && position == -1;
         if (!known) position = 0;
@@ -251,21 +220,21 @@ __global__ void __launch_bounds__(kMixedLargeThreads, 1)
     const uint64_t inputs = swizzled_operand(base + l.inputs);
     // Lanes 0 and 1 free a stage in both blocks.
     const uint32_t release_at =
-        keep(peer_address(empty(stage_barriers, 0), lane < kCluster ? lane : 0));
+        keep(peer_address(ring_empty(stage_barriers, 0), lane < kCluster ? lane : 0));
     const uint32_t outputs = base + l.outputs + group * kPass * 128;
     const int own = group * 64 + warp * 16 + g;  // the lane's first feature in the block's
 
     int sums[kTokens / 2];  // float32 from the epilogue on
-    Slot slot;
+    RingSlot slot;
     uint32_t factor_parity = 0;
 #pragma unroll 1
     for (int i = first_tile; i < tiles; i += clusters) {
-      const Tile tile = tile_at(a, i);
+      const Tile tile = tile_at(a.feature_tiles, a.token_tiles, i);
       const int first_feature = (tile.feature * kCluster + rank) * kFeatures;
       uint32_t done = 0;  // barrier that frees the stage of the product before
 #pragma unroll 1
       for (int stage = 0; stage < a.stages; ++stage) {
-        wait_barrier(full(stage_barriers, slot.index), slot.parity);
+        wait_barrier(ring_full(stage_barriers, slot.index), slot.parity);
         const uint64_t w = weights + static_cast<uint32_t>(slot.index * (l.weight_stage >> 4));
         const uint64_t x = inputs + static_cast<uint32_t>(slot.index * (l.input_stage >> 4));
         fence_products();

@@ -33,6 +33,13 @@ __device__ __forceinline__ uint32_t ring_full(uint32_t base, int slot) { return 
 __device__ __forceinline__ uint32_t ring_empty(uint32_t base, int slot) {
   return base + slot * 16 + 8;
 }
+struct RingSlot {
+  int index = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void next(int count) {
+    if (++index == count) index = 0, parity ^= 1;
+  }
+};
 /// Waits for the end of the current or last phase of this parity.
 __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) {
   asm volatile(
@@ -146,6 +153,23 @@ __device__ __forceinline__ uint4 shared_words(uint32_t address) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "r"(address));
   return v;
+}
+
+__device__ __forceinline__ void store_word(uint32_t address, uint32_t v) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+/// Four 8 x 8 matrices of 16 bits, turned around on the way.
+__device__ __forceinline__ void load_transposed(uint32_t (&m)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address));
+}
+__device__ __forceinline__ void store_transposed(uint32_t address, uint32_t a, uint32_t b,
+                                                 uint32_t c, uint32_t d) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
 }
 
 }  // namespace lowbit::kernels::cuda
