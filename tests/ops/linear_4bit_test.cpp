@@ -80,9 +80,9 @@ TEST(Linear4bitGolden, OutputsAndGradientsOfTheReferenceLayer) {
 }
 
 TEST_F(Linear4bitTest, AgreesWithFloat64ForAnySize) {
-  // Several outputs each: one alone may be a sum that cancels, whose relative error has no bound.
+  // Many outputs each: a sum that cancels has a relative error without bound, and of few it shows.
   const std::vector<std::array<int64_t, 3>> sizes = {
-      {1, 16, 1},    {1, 128, 256}, {2, 48, 96},   {3, 17, 65},   {5, 64, 640}, {7, 33, 1},
+      {1, 256, 1},   {1, 128, 256}, {2, 48, 96},   {3, 17, 65},   {5, 64, 640}, {7, 33, 1},
       {16, 128, 64}, {31, 65, 129}, {64, 96, 320}, {1, 32, 4097}, {4, 200, 63}};
   for (const auto& [m, n, k] : sizes) {
     for (const bool nested : {false, true}) {
