@@ -2,24 +2,20 @@
 // of wgmma's A operand, the activations are its B operand in shared memory.
 //
 //  * A block owns 64 * row_groups rows of W and up to `tokens` tokens; K streams through in stages
-//  of
-//    256 columns. A cluster of 1 to 8 blocks shares K; each adds up some of the tokens in the end,
-//    in the order of the blocks: deterministic, no workspace.
+//    of 256 columns. A cluster of 1 to 8 blocks shares K; each adds up some of the tokens in the
+//    end, in the order of the blocks: deterministic, no workspace.
 //  * A producer warpgroup feeds the others: one thread copies codes, one activations (two rings, so
 //    that the weight starts before the previous kernel has ended), two warps bring the scales of
 //    four stages at a time as float32, nested ones decoded. The consumers bring the first ones.
 //  * Consumers: warpgroup (row group, slice) multiplies its 64 rows by its blocks of 64 columns of
-//  a
-//    stage. The four lanes of a row read its 32 bytes at once; lane t needs byte t of every word
+//    a stage. The four lanes of a row read its 32 bytes at once; lane t needs byte t of every word
 //    (columns 8j + 2t and + 1), which one dp4a turns into the address of its pair in the table.
 //  * Up to 32 tokens, and 64 in r64, codes are multiplied unscaled; a block's sums are scaled in
-//  float32 as they
-//    are added up, so the scale is never rounded. For more tokens that would take more registers
-//    than there are: codes are scaled as in fourbit_matmul_large.cu. The next block is decoded
-//    while wgmma runs.
-//  * Rows behind N, columns behind K and tokens behind M arrive as zeros, with zero scales; what
-//  the
-//    copies leave of a tile is never stored.
+//    float32 as they are added up, so the scale is never rounded. For more tokens that would take
+//    more registers than there are: codes are scaled as in fourbit_matmul_large.cu. The next block
+//    is decoded while wgmma runs.
+//  * Rows behind N, columns behind K and tokens behind M arrive as zeros; what they give is never
+//    stored, or is zero.
 #include <type_traits>
 
 #include "cuda/common/async_copy.cuh"

@@ -69,6 +69,9 @@ template <typename T, int kMembers, int kTokens, int kWarps, int kStages, int kB
           bool kEngine = false>
 __global__ void __launch_bounds__(kWarps * 32, kBlocks)
     small_kernel(const __grid_constant__ SmallArgs<kMembers> a) {
+#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
+  if constexpr (kEngine) __trap();  // as below
+#endif
 #if __CUDA_ARCH__ >= 800
   constexpr bool kOne = kTokens == 1;
   constexpr int kGroups = (kTokens + 7) / 8;  // of eight tokens
