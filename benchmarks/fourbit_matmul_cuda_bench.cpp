@@ -2,9 +2,9 @@
 //
 // Every figure is the median of 21 replays of a graph of launches over weights that rotate through
 // more than four times the L2 cache, replayed in turns with those it is compared with. `--sweep`
-// takes M = 1, 2, 4 ... 8192 and the neighbours of each: what the thresholds of the plan are set
-// from. TB/s counts the codes and statistics, once; `% read` is its
-// share of what a kernel that only reads achieves.
+// takes M = 1, 2, 4 ... 8192, the neighbours of each, and twenty others: what the thresholds of the
+// plan are set from. TB/s counts the codes and statistics, once; `% read` is its share of what a
+// kernel that only reads achieves.
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
@@ -154,7 +154,7 @@ int main(int argc, char** argv) {
   app.add_flag("--quick", quick, "Few shapes and M");
   app.add_flag("--variants", variants, "Every variant of the tensor-core kernels, too");
   app.add_flag("--backward", backward, "The gradient of the input instead");
-  app.add_flag("--sweep", sweep, "M = 1, 2, 4 ... 8192 and their neighbours");
+  app.add_flag("--sweep", sweep, "M = 1, 2, 4 ... 8192, their neighbours and 20 others");
   app.add_flag("--plain", plain, "Scales in float32 instead of nested ones");
   app.add_flag("--fp16", fp16, "float16 instead of bfloat16 activations");
   app.add_option("--blocksize", blocksize);
@@ -174,9 +174,15 @@ int main(int argc, char** argv) {
   }
   for (int64_t m = 1; sweep && m <= 8192; m *= 2) {
     for (const int64_t near : {m - 1, m, m + 1}) {
-      if (near > (tokens.empty() ? 0 : tokens.back())) tokens.push_back(near);
+      if (near >= 1) tokens.push_back(near);
     }
   }
+  std::mt19937 draw(2);
+  for (int i = 0; sweep && i < 20; ++i) {  // half of them where tiles are few
+    tokens.push_back(1 + static_cast<int64_t>(draw() % (i % 2 == 0 ? 512 : 8192)));
+  }
+  std::sort(tokens.begin(), tokens.end());
+  tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
   if (tokens.empty()) {
     tokens = quick ? std::vector<int64_t>{1, 4, 8, 16, 32, 64}
                    : std::vector<int64_t>{1,  2,  4,   8,   12,  16,  24,   32,   48,

@@ -2,18 +2,20 @@
 # Everything that needs a GPU, from one folder of programs (./dev gpu-test --bundle makes it), on a machine that
 # need not be the one that built them: tests, compute-sanitizer over the kernel tests, benchmarks.
 #
-#   tests/gpu_suite.sh --bin DIR [--out DIR] [--skip-tests] [--skip-sanitizer] [--skip-bench]
+#   tests/gpu_suite.sh --bin DIR [--out DIR] [--model PATH] [--skip-tests] [--skip-sanitizer] [--skip-bench]
 #
-# Prints tables; --out gets the whole output: tests.log, sanitizer.log, bench.log; linear, quantize, optimizer and
-# matmul as .md and .json, kernels_quantize.md; plots (.svg); where Python has bitsandbytes, its results (bitsandbytes_*.json) and the
+# --model: a float model (directory or GGUF file) that the program quantizes, reads and runs on the GPU and on the CPU.
+# Prints tables; --out gets the whole output: tests.log, sanitizer.log, bench.log; model.log; linear, quantize, optimizer
+# and matmul as .md and .json, kernels_quantize.md, backward.md, sweep.md; plots (.svg); where Python has bitsandbytes, its results (bitsandbytes_*.json) and the
 # comparison (compare_*.md). Whatever fails or hangs, the rest still runs. Exit code: 0 when all passed, 1 otherwise.
 set -uo pipefail
 root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/..
-bin= out= tests=1 sanitizer=1 bench=1
+bin= out= model= tests=1 sanitizer=1 bench=1
 while [ $# -gt 0 ]; do
   case "$1" in
     --bin) bin=$(readlink -f "$2"); shift ;;
     --out) mkdir -p "$2"; out=$(readlink -f "$2"); shift ;;
+    --model) model=$(readlink -f "$2"); shift ;;
     --skip-tests) tests=0 ;;
     --skip-sanitizer) sanitizer=0 ;;
     --skip-bench) bench=0 ;;
@@ -91,7 +93,7 @@ checker=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanit
 run_tool() {
   local tool=$1 name=$2 part=$3 parts=$4 start log
   start=$(date +%s) log=$work/$tool.$name.$part
-  LOWBIT_TEST_ROUNDS=${LOWBIT_TEST_ROUNDS:-1} GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part timeout -k 5 "${LOWBIT_SANITIZER_TIMEOUT:-170}" \
+  LOWBIT_TEST_ROUNDS=${LOWBIT_TEST_ROUNDS:-1} GTEST_TOTAL_SHARDS=$parts GTEST_SHARD_INDEX=$part timeout -k 5 "${LOWBIT_SANITIZER_TIMEOUT:-300}" \
     "$checker" --tool "$tool" --error-exitcode 9 "$bin/$name" >"$log.log" 2>&1
   echo $? >"$log.rc"
   seconds "$start" >"$log.s"
@@ -142,6 +144,42 @@ elif [ $sanitizer = 1 ]; then
   echo "all sanitizers: $(seconds "$start") s"
 fi
 
+# ---- a model, from the command line -----------------------------------------------------------------------------------
+
+# Logits of the license in float32, where devices differ by the order of sums alone, and in the model's dtype, where
+# every layer rounds.
+if [ -n "$model" ]; then
+  start=$(date +%s)
+  printf '\nmodel %s\n' "$(basename "$model")"
+  text=$(head -c 1200 "$root/LICENSE")
+  for type in "nf4 --double-quant" int8; do
+    quantized=$work/quantized-${type%% *}
+    {
+      "$bin/lowbit" quantize "$model" "$quantized" --type $type --device cuda:0 || echo "FAILED: quantize $type"
+      for dtype in float32 auto; do
+        for device in cpu cuda:0; do
+          "$bin/lowbit" logits "$quantized" --text "$text" --dtype $dtype --device $device \
+            -o "$work/$dtype-${device%:*}.safetensors" || echo "FAILED: logits $type $dtype $device"
+        done
+      done
+      for device in cpu cuda:0; do
+        "$bin/lowbit" ppl "$quantized" --text "$root/LICENSE" --ctx 512 --device $device || echo "FAILED: ppl $type $device"
+      done
+      "$bin/lowbit" run "$quantized" -p "Why is the sky blue?" --device cuda:0 || echo "FAILED: run $type"
+    } >"$work/model.log" 2>&1
+    { echo "==== model $type"; cat "$work/model.log"; } >>"$out/model.log"
+    echo "-- $type"
+    grep "perplexity\|^| quantized\|^FAILED\|error" "$work/model.log" | cut -c1-160
+    ! grep -q "^FAILED" "$work/model.log" || fail
+    # LLM.int8(): a last bit may move a code by a whole step.
+    limit=1e-3
+    [ "$type" != int8 ] || limit=3e-2
+    printf 'float32: '; python3 -B "$root/tests/compare_logits.py" "$work"/float32-{cuda,cpu}.safetensors --error $limit --top1 0.97 || fail
+    printf 'auto: '; python3 -B "$root/tests/compare_logits.py" "$work"/auto-{cuda,cpu}.safetensors --error 6e-2 --top1 0.95 || fail
+  done
+  echo "model: $(seconds "$start") s"
+fi
+
 # ---- benchmarks, one at a time ----------------------------------------------------------------------------------------
 
 # run_bench LINES TIMEOUT PROGRAM ARGS...: shows the last LINES of its output.
@@ -174,6 +212,8 @@ run_python() {
 if [ $bench = 1 ]; then
   start_bench=$(date +%s)
   shapes=14336x4096,4096x4096 tokens=1,8,16,32,64,128,512,2048
+  all_shapes=14336x4096,4096x4096,8192x8192,28672x8192,4096x14336,1024x4096
+  all_tokens=1,8,16,32,64,128,256,512,2048,8192
   run_bench 36 60 lowbit doctor
   run_bench 16 60 quantize_cuda_bench $((1 << 28)) "$out/kernels_quantize.md"
   run_bench 13 90 optimizer_cuda_bench
@@ -183,19 +223,25 @@ if [ $bench = 1 ]; then
   run_bench 12 60 lowbit bench optimizer --device cuda:0 --seconds 0.03 -o "$out/optimizer.md" -o "$out/optimizer.json"
   run_bench 8 60 lowbit bench optimizer --device cuda:0 --tensors 448 --elements 42000000 --optimizers adamw8bit \
     --seconds 0.03 -o "$out/optimizer_448.md" -o "$out/optimizer_448.json"
-  run_bench 30 90 fourbit_matmul_cuda_bench --quick --md "$out/matmul.md" --json "$out/matmul.json"
+  run_bench 80 120 lowbit bench linear --device cuda:0 --shapes $all_shapes --m $all_tokens --type nf4 --seconds 0.02 \
+    -o "$out/linear_nf4.md" -o "$out/linear_nf4.json"
+  run_bench 30 90 fourbit_matmul_cuda_bench --md "$out/matmul.md" --json "$out/matmul.json"
+  run_bench 30 60 fourbit_matmul_cuda_bench --backward --md "$out/backward.md"
+  run_bench 30 60 fourbit_matmul_cuda_bench --sweep --shape 14336x4096 --shape 4096x4096 --md "$out/sweep.md"
   run_bench 6 120 lowbit bench generate --shape llama-8b --type nf4 --double-quant --device cuda:0 --new-tokens 64 --repeat 2
   peer=
   if python3 -c 'import torch, bitsandbytes' >/dev/null 2>&1; then
     peer=1
     run_python 2 90 peers/linear.py --device cuda:0 --shapes $shapes --m $tokens --type nf4,int8 --seconds 0.03 \
       -o "$out/bitsandbytes_linear.json"
+    run_python 2 90 peers/linear.py --device cuda:0 --shapes $all_shapes --m $all_tokens --type nf4 --seconds 0.02 \
+      -o "$out/bitsandbytes_linear_nf4.json"
     run_python 2 90 peers/quantize.py --device cuda:0 --seconds 0.03 -o "$out/bitsandbytes_quantize.json"
     run_python 2 90 peers/optimizer.py --device cuda:0 --seconds 0.03 -o "$out/bitsandbytes_optimizer.json"
     run_python 2 90 peers/optimizer.py --device cuda:0 --tensors 448 --elements 42000000 --optimizers adamw8bit \
       --seconds 0.03 -o "$out/bitsandbytes_optimizer_448.json"
-    for what in linear quantize optimizer optimizer_448; do
-      run_python 40 20 compare.py "$out/$what.json" "$out/bitsandbytes_$what.json" -o "$out/compare_$what.md"
+    for what in linear linear_nf4 quantize optimizer optimizer_448; do
+      run_python 70 20 compare.py "$out/$what.json" "$out/bitsandbytes_$what.json" -o "$out/compare_$what.md"
     done
   else
     printf '\nPython has no bitsandbytes (pip install bitsandbytes): not compared\n'

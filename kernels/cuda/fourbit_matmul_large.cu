@@ -108,6 +108,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   const int stages = a.stages + (split < a.rest);
   const int first_stage = split * a.stages + min(split, a.rest);
   const int tiles = a.feature_tiles * a.token_tiles;
+  // The last tile begins where it ends at M, if there are others: tokens that are not there are
+  // slow to copy. What it shares with the tile before has the same bits, and is stored once.
+  const int last_token = max(a.m - kTokens, 0);
+  const auto first_token = [&](int tile) { return min(tile * kTokens, last_token); };
   allow_next_kernel();
 
   if (tid == kConsumers) {
@@ -154,7 +158,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
         const uint32_t half = base + l.inputs + rank * (l.input_stage >> a.log_pair);
 #pragma unroll 1
         for (int i = first_tile; i < tiles; i += clusters) {
-          int token = tile_at(a.feature_tiles, a.token_tiles, i).token * kTokens +
+          int token = first_token(tile_at(a.feature_tiles, a.token_tiles, i).token) +
                       rank * (kTokens >> a.log_pair);
           if (token >= a.m) token = 0;  // any will do, and a box of nothing but zeros is slow
 #pragma unroll 1
@@ -361,9 +365,9 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
 #pragma unroll
           for (int j = 0; j < kPass / 16; ++j) {
             const int inside = j * 16 + tid % 128 / 8, chunk = tid % 8;
-            const int token = tile.token * kTokens + first + inside;
+            const int token = first_token(tile.token) + first + inside;
             const int feature = first_feature + chunk * 8;
-            if (token >= a.m || feature >= a.features) continue;
+            if (token < tile.token * kTokens || token >= a.m || feature >= a.features) continue;
             const uint4 w = shared_words(outputs + inside * 128 + ((chunk ^ (inside % 8)) << 4));
             T* to = static_cast<T*>(a.output) + int64_t{token} * a.features + feature;
             if (a.vector_output) {

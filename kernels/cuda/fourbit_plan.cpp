@@ -66,7 +66,7 @@ void preferred_variants(const Matmul4bitParams& p, const DeviceProperties& devic
 // The mid-M kernel's time in cycles (H200): for 64 rows x 64 columns of W, by rows and tokens; for
 // a launch; for the sums that a cluster exchanges. Measured:
 // benchmarks/results/h200_fourbit_matmul.md.
-constexpr int64_t kMidTileCycles[2][4] = {{178, 200, 290, 385}, {150, 178, 250, 405}};
+constexpr int64_t kMidTileCycles[2][4] = {{178, 200, 290, 370}, {150, 178, 250, 405}};
 constexpr int64_t kMidLaunchCycles = 4500;
 constexpr int64_t kMidExchangeCycles[] = {1900, 2400, 3300, 4300};
 constexpr int64_t kMidFrom = 9;     // tokens; the small kernel serves fewer
@@ -96,7 +96,8 @@ constexpr int64_t kLargeBackwardBlockCycles[] = {775, 955, 1035, 1150, 1250, 135
 constexpr int64_t kLargeOutputCycles[] = {750, 1500, 1850, 2200, 2550, 2900};
 constexpr int64_t kLargeLaunchCycles = 4500;
 constexpr int64_t kLargeExchangeCycles[] = {0, 3000, 5000};
-constexpr int64_t kLargeFrom = 65;  // tokens
+constexpr int64_t kLargePairExchangeCycles = 2000;  // more, for pairs: larger clusters meet
+constexpr int64_t kLargeFrom = 65;                  // tokens
 
 /// Clusters that find room at a time: they lie in one group of multiprocessors each.
 int64_t cluster_places(int64_t blocks, const DeviceProperties& device) {
@@ -109,8 +110,9 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   const int variant = plan.id - kLarge;
   const int64_t tokens = kLargeVariants[variant].tokens;
   int64_t block = (backward ? kLargeBackwardBlockCycles : kLargeBlockCycles)[variant];
-  // Tokens behind M are slow to copy, but for two blocks that share them.
-  const int64_t outside = ceil_div(p.m, tokens) * tokens - p.m;
+  // Tokens behind M are slow to copy, but for two blocks that share them. Only a single tile has
+  // some.
+  const int64_t outside = std::max<int64_t>(0, tokens - p.m);
   if (plan.together == 1 && outside > 0) block = std::max(block, tokens + 500 + 7 * outside);
   const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
   const int64_t tiles = ceil_div(features, kLargeFeatures * plan.together) * ceil_div(p.m, tokens);
@@ -120,7 +122,8 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
       ceil_div(tiles, cluster_places(int64_t{plan.together} * plan.splits, device));
   // Without a split, blocks go from tile to tile in one launch.
   if (plan.splits == 1) return rounds * work + kLargeLaunchCycles;
-  return rounds * (work + kLargeExchangeCycles[plan.splits / 2] + kLargeLaunchCycles);
+  return rounds * (work + kLargeExchangeCycles[plan.splits / 2] + kLargeLaunchCycles +
+                   (plan.together > 1 ? kLargePairExchangeCycles : 0));
 }
 
 /// Writing the weight out in 16 bits, then a library's product: two kernels at the speed of memory

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "device_problem.h"
 
 namespace lowbit::kernels {
@@ -166,6 +168,30 @@ TEST_F(CudaMatmulLarge, EveryVariantOfTheBackwardAgrees) {
       if (HasFailure()) return;
     }
   }
+}
+
+/// The driver describes tensors for the copy engine only in a context, which a thread has from its
+/// first call of the runtime on: here that is the launch.
+TEST_F(CudaMatmulLarge, AThreadMayBeginWithALaunch) {
+  FourbitSpec spec;
+  spec.m = 130, spec.n = 320, spec.k = 320, spec.dtype = DType::kBFloat16;
+  DeviceProblem problem(spec, rng_);
+  const Gradient gradient(spec, rng_);
+  const Matmul4bitParams forward = problem.params(), backward = gradient.params(problem);
+  Matmul4bitParams few = forward;
+  few.m = 40;
+  for (const bool mid : {true, false}) {
+    const Matmul4bitParams& p = mid ? few : forward;
+    const Matmul4bitCudaPlan plan = cuda::plan_matmul_4bit(p, device_);
+    Status status;
+    std::thread([&] { status = cuda::matmul_4bit(plan, p, Stream{}); }).join();
+    EXPECT_STATUS_OK(status);
+  }
+  const Matmul4bitCudaPlan plan = cuda::plan_large(backward, device_, 0, 1, 1, true);
+  Status status;
+  std::thread([&] { status = cuda::matmul_4bit_backward_input(plan, backward, Stream{}); }).join();
+  EXPECT_STATUS_OK(status);
+  EXPECT_CUDA_OK(cudaDeviceSynchronize());
 }
 
 TEST_F(CudaMatmulLarge, TenThousandLaunchesGiveTheSameBits) {

@@ -186,7 +186,7 @@ Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& param
 /// Any m, n, k, even blocksize, dtype, table (`code` is device memory, too) and alignment (input,
 /// output and bias at least that of their elements). Weights are used as float32, as
 /// code * scale with the code rounded to dtype and the scale applied in float32, or (many tokens,
-/// sm_90) as that product rounded to dtype, with a table that rounds well: 4 % more error than one
+/// sm_90) as that product rounded to dtype, with a table that rounds well: 15 % more error than one
 /// rounding of the exact product for NF4 in bfloat16; float16 scales up to 4000 there. float32
 /// accumulation in a fixed order, so that results repeat bit for bit.
 Status matmul_4bit(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& params,
