@@ -362,6 +362,24 @@ int main(int argc, char** argv) {
       const Matmul4bitCudaPlan chosen =
           backward ? cuda::plan_matmul_4bit_backward_input(params(m, 0), gpu)
                    : cuda::plan_matmul_4bit(params(m, 0), gpu);
+      const int64_t first =
+          backward || members.size() > 1 ? m : cuda::matmul_4bit_first_tokens(params(m, 0), gpu);
+      if (first < m) {  // the rest in a launch of its own
+        const Matmul4bitCudaPlan head = cuda::plan_matmul_4bit(params(first, 0), gpu);
+        const Matmul4bitCudaPlan rest = cuda::plan_matmul_4bit(params(m - first, 0), gpu);
+        plans.push_back({head, "two launches: ", nullptr});
+        for (const bool early : {false, true}) {
+          candidates.push_back({lengthy ? few : std::max(24, copies), [=, &params](int i) {
+                                  Matmul4bitParams p = params(first, i);
+                                  p.programmatic_launch = early && may_launch_early;
+                                  check(cuda::matmul_4bit(head, p, Stream{stream}));
+                                  p.m = m - first;
+                                  p.input = static_cast<const char*>(p.input) + first * k * 2;
+                                  p.output = static_cast<char*>(p.output) + first * n * 2;
+                                  check(cuda::matmul_4bit(rest, p, Stream{stream}));
+                                }});
+        }
+      }
       if (members.size() > 1) {
         const auto count = static_cast<int32_t>(members.size());
         const Matmul4bitCudaPlan grouped =
@@ -385,7 +403,8 @@ int main(int argc, char** argv) {
         if (grouped.grid_x > 0) add(grouped, "group ");
         add(cuda::plan_matmul_4bit(group(m, 0, false)[0], gpu), "one by one: ");
       } else if (chosen.fused || chosen.id != cuda::kGeneral) {
-        consider(chosen, "");  // an advised library call is measured in its own column
+        consider(chosen,
+                 first < m ? "~ " : "");  // an advised library call is measured in its own column
       }
       const bool hopper = gpu.compute_capability == 90;
       for (int v = 0; variants && !backward && hopper && v < cuda::kMidVariantCount; ++v) {

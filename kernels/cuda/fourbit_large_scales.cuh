@@ -20,6 +20,7 @@ struct LargeArgs {
   int rest;
   int log_pair, log_splits;
   int feature_tiles, token_tiles;
+  int tile;            // tokens of a tile
   bool vector_output;  // eight outputs of a token may be stored at once
   bool vector_scales;  // the scales of two (backward) or four chunks may be read at once
   DType bias_dtype;

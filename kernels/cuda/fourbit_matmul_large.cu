@@ -14,7 +14,7 @@
 //  * Scale and table keep their precision in 16 bits: the table is rounded after a multiplication
 //    by a factor that lets it round well, the scale is divided by the factor and split into the
 //    sum of two elements, and a weight is fma(code, high, code * low): one rounding but for the
-//    table's. bfloat16 NF4: relative error 1.04 of that of one rounding; two float32 multiplies and
+//    table's. bfloat16 NF4: relative error 1.15 of that of one rounding; two float32 multiplies and
 //    a conversion instead cost 15 % of the kernel.
 //  * A lane of the A operand needs two neighbours in depth. Forward they are the halves of a byte,
 //    and a byte looks up its pair (fourbit_pairs.cuh); the four lanes of a row read its 32 bytes of
@@ -22,7 +22,8 @@
 //    ldmatrix brings both bytes into a lane, and two byte permutations turn the 2 x 2 square. Which
 //    feature is which row of A is free: backward it follows from ldmatrix.
 //  * A block of 64 of depth is decoded while wgmma multiplies the one before.
-//  * What lies behind N, K or M arrives as zeros, with zero scales.
+//  * What lies behind N, K or M arrives as zeros, with zero scales. Tokens are dealt out evenly: a
+//    tile may have fewer than the instance multiplies; what its other columns hold is not stored.
 #include <type_traits>
 
 #include "cuda/common/async_copy.cuh"
@@ -108,10 +109,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
   const int stages = a.stages + (split < a.rest);
   const int first_stage = split * a.stages + min(split, a.rest);
   const int tiles = a.feature_tiles * a.token_tiles;
-  // The last tile begins where it ends at M, if there are others: tokens that are not there are
-  // slow to copy. What it shares with the tile before has the same bits, and is stored once.
-  const int last_token = max(a.m - kTokens, 0);
-  const auto first_token = [&](int tile) { return min(tile * kTokens, last_token); };
+  // The last tile begins where it ends at M, if there are others: what it shares with the tile
+  // before has the same bits, and is stored once.
+  const int last_token = max(a.m - a.tile, 0);
+  const auto first_token = [&](int tile) { return min(tile * a.tile, last_token); };
   allow_next_kernel();
 
   if (tid == kConsumers) {
@@ -155,17 +156,17 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
       if (lane == 0) {
         wait_for_previous_kernel();
         RingSlot slot{0, 1};
-        const uint32_t half = base + l.inputs + rank * (l.input_stage >> a.log_pair);
+        const int tokens = a.tile >> a.log_pair;  // that this block copies
+        const uint32_t half = base + l.inputs + rank * tokens * 128;
 #pragma unroll 1
         for (int i = first_tile; i < tiles; i += clusters) {
-          int token = first_token(tile_at(a.feature_tiles, a.token_tiles, i).token) +
-                      rank * (kTokens >> a.log_pair);
+          int token = first_token(tile_at(a.feature_tiles, a.token_tiles, i).token) + rank * tokens;
           if (token >= a.m) token = 0;  // any will do, and a box of nothing but zeros is slow
 #pragma unroll 1
           for (int block = 0; block < stages * 4; ++block) {
             const uint32_t barrier = ring_full(input_barriers, slot.index);
             wait_barrier(ring_empty(input_barriers, slot.index), slot.parity);
-            arrive_expecting(barrier, l.input_stage);
+            arrive_expecting(barrier, a.tile * 128);
             copy_tensor_2d_to_all(half + slot.index * l.input_stage, &input_map,
                                   first_stage * kLargeDepth + block * 64, token, barrier,
                                   ((1 << pair) - 1) << (split * pair));
@@ -367,7 +368,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1)
             const int inside = j * 16 + tid % 128 / 8, chunk = tid % 8;
             const int token = first_token(tile.token) + first + inside;
             const int feature = first_feature + chunk * 8;
-            if (token < tile.token * kTokens || token >= a.m || feature >= a.features) continue;
+            const int end = min(first_token(tile.token) + a.tile, a.m);
+            if (token < tile.token * a.tile || token >= end || feature >= a.features) continue;
             const uint4 w = shared_words(outputs + inside * 128 + ((chunk ^ (inside % 8)) << 4));
             T* to = static_cast<T*>(a.output) + int64_t{token} * a.features + feature;
             if (a.vector_output) {
@@ -439,6 +441,8 @@ Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, b
   a.log_pair = pair / 2;
   a.feature_tiles = static_cast<int>(ceil_div(features, kLargeFeatures * pair));
   a.token_tiles = static_cast<int>(ceil_div(p.m, v.tokens));
+  // No wider than it must be: tokens that are not there are slow to copy.
+  a.tile = static_cast<int>(round_up(ceil_div(p.m, int64_t{a.token_tiles}), 8 * pair));
   while (a.log_splits < 2 && 1 << a.log_splits < plan.splits) ++a.log_splits;
   const int64_t blocks = int64_t{pair} * plan.splits * a.feature_tiles * a.token_tiles;
   const int64_t stages = ceil_div(depth, kLargeDepth);
@@ -475,7 +479,7 @@ Status launch_large(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p, b
       // The stride of a single row means nothing, but must be a valid one.
       !map_matrix(input, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                   CU_TENSOR_MAP_SWIZZLE_128B, p.input, depth, p.m,
-                  2 * (p.m > 1 ? p.input_stride : round_up(depth, 8)), 64, v.tokens / pair)) {
+                  2 * (p.m > 1 ? p.input_stride : round_up(depth, 8)), 64, a.tile / pair)) {
     return unsupported("the CUDA driver refuses the tensor maps of this problem");
   }
   LaunchShape shape{plan.grid_x, 1, plan.threads, plan.shared_bytes, p.programmatic_launch};

@@ -109,11 +109,7 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
                      const DeviceProperties& device, bool backward) {
   const int variant = plan.id - kLarge;
   const int64_t tokens = kLargeVariants[variant].tokens;
-  int64_t block = (backward ? kLargeBackwardBlockCycles : kLargeBlockCycles)[variant];
-  // Tokens behind M are slow to copy, but for two blocks that share them. Only a single tile has
-  // some.
-  const int64_t outside = std::max<int64_t>(0, tokens - p.m);
-  if (plan.together == 1 && outside > 0) block = std::max(block, tokens + 500 + 7 * outside);
+  const int64_t block = (backward ? kLargeBackwardBlockCycles : kLargeBlockCycles)[variant];
   const int64_t features = backward ? p.k : p.n, depth = backward ? p.n : p.k;
   const int64_t tiles = ceil_div(features, kLargeFeatures * plan.together) * ceil_div(p.m, tokens);
   const int64_t work = ceil_div(ceil_div(depth, kLargeDepth), plan.splits) * 4 * block +
@@ -124,6 +120,11 @@ int64_t large_cycles(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& p,
   if (plan.splits == 1) return rounds * work + kLargeLaunchCycles;
   return rounds * (work + kLargeExchangeCycles[plan.splits / 2] + kLargeLaunchCycles +
                    (plan.together > 1 ? kLargePairExchangeCycles : 0));
+}
+
+/// The small-M kernel's time in cycles (H200): bytes of the weight, and arithmetic of the tokens.
+int64_t small_cycles(const Matmul4bitParams& p) {
+  return p.n * p.k / 3600 * (40 + p.m) / 40 + 3500;
 }
 
 /// Writing the weight out in 16 bits, then a library's product: two kernels at the speed of memory
@@ -309,6 +310,45 @@ Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& p,
     if (mid.grid_x > 0) return mid;
   }
   return plan_general(p);
+}
+
+int64_t matmul_4bit_first_tokens(const Matmul4bitParams& p,
+                                 const DeviceProperties& device) noexcept {
+  if (device.compute_capability != 90 || p.m < 2 * kLargeFrom || !large_applies(p)) return p.m;
+  const auto cycles_of = [&](const Matmul4bitParams& part) {
+    const Matmul4bitCudaPlan plan = plan_matmul_4bit(part, device);
+    if (!plan.fused) return library_cycles(part, device, false);
+    if (plan.id >= kLarge) return large_cycles(plan, part, device, false);
+    return plan.id >= kMid ? mid_cycles(plan, part, device) : small_cycles(part);
+  };
+  // What two launches must save, for an estimate is no more than that.
+  int64_t first = p.m, least = cycles_of(p) * 24 / 25;
+  const int64_t places = device.multiprocessors / 2;
+  const int64_t feature_tiles = ceil_div(p.n, 2 * kLargeFeatures);
+  int64_t tried = 0;
+  for (int variant = kLargeVariantCount - 1; variant > 2; --variant) {  // of 192 tokens or more
+    const int64_t tokens = kLargeVariants[variant].tokens, tiles = p.m / tokens;
+    // All whole tiles of tokens, or as many of them as fill the last round of pairs.
+    for (const int64_t count : {tiles, tiles * feature_tiles / places * places / feature_tiles}) {
+      Matmul4bitParams head = p, rest = p;
+      head.m = count * tokens;
+      rest.m = p.m - head.m;
+      // No kernel multiplies faster than the one with the widest tiles.
+      const int64_t fastest = kLargeBlockCycles[kLargeVariantCount - 1] * head.m / 256 * p.n /
+                              kLargeFeatures * p.k / 64 / device.multiprocessors;
+      if (head.m == 0 || rest.m == 0 || head.m == tried ||
+          fastest + 2 * kLargeLaunchCycles >= least) {
+        continue;
+      }
+      tried = head.m;
+      const int64_t both = cycles_of(head) + cycles_of(rest);
+      if (both < least && plan_matmul_4bit(head, device).fused &&
+          plan_matmul_4bit(rest, device).fused) {
+        least = both, first = head.m;
+      }
+    }
+  }
+  return first;
 }
 
 Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& p,

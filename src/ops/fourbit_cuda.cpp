@@ -66,12 +66,23 @@ void linear_4bit(const char* op, kernels::Matmul4bitParams params, const Rows& r
                  const at::Tensor& bias, const at::Tensor& output) {
   const Scope scope(op, output.device());
   const at::Tensor copy = aligned_copy(params, rows, output);
-  const auto plan = kernels::cuda::plan_matmul_4bit(params, properties(output.device()));
-  if (C10_UNLIKELY(logs_plans())) log_plan(op, output.device(), &params, 1, plan, !plan.fused);
-  if (!plan.fused) return linear(rows, dequantized(op, params, output), bias, output);
-  const at::Tensor workspace = workspace_of(plan, output.device());
-  params.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
-  check_launch(op, kernels::cuda::matmul_4bit(plan, params, scope.stream()));
+  const kernels::DeviceProperties& device = properties(output.device());
+  const int64_t tokens = params.m, item = output.element_size();
+  params.m = kernels::cuda::matmul_4bit_first_tokens(params, device);
+  for (int64_t done = 0;;) {
+    const auto plan = kernels::cuda::plan_matmul_4bit(params, device);
+    if (C10_UNLIKELY(logs_plans())) log_plan(op, output.device(), &params, 1, plan, !plan.fused);
+    if (!plan.fused && params.m == tokens) {
+      return linear(rows, dequantized(op, params, output), bias, output);
+    }
+    const at::Tensor workspace = workspace_of(plan, output.device());
+    params.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
+    check_launch(op, kernels::cuda::matmul_4bit(plan, params, scope.stream()));
+    if ((done += params.m) == tokens) return;
+    params.input = static_cast<const char*>(params.input) + params.m * params.input_stride * item;
+    params.output = static_cast<char*>(params.output) + params.m * params.n * item;
+    params.m = tokens - done;
+  }
 }
 
 void linear_4bit_backward_input(const char* op, kernels::Matmul4bitParams params, const Rows& rows,

@@ -129,6 +129,30 @@ TEST(CudaMatmulPlan, MoreTokensUseTheTensorCoresOfHopper) {
 }
 
 /// K that wgmma's kernels do not take: granules of 32 and 16 columns, up to tensor-core speed.
+TEST(CudaMatmulPlan, TokensBehindFullRoundsAreALaunchOfTheirOwn) {
+  EXPECT_EQ(matmul_4bit_first_tokens(problem(1024, 4096, 4096), kHopper), 1024);
+  EXPECT_EQ(matmul_4bit_first_tokens(problem(1025, 4096, 4096), kHopper), 1024);
+  EXPECT_EQ(matmul_4bit_first_tokens(problem(2049, 14336, 4096), kHopper), 2048);
+  EXPECT_EQ(matmul_4bit_first_tokens(problem(1025, 4096, 4096), kAmpere), 1025);
+  Matmul4bitParams odd = problem(1025, 4096, 4100);
+  EXPECT_EQ(matmul_4bit_first_tokens(odd, kHopper), 1025);
+  std::mt19937 rng(3);
+  for (int i = 0; i < 300; ++i) {
+    const Matmul4bitParams p =
+        problem(static_cast<int64_t>(rng() % 9000), static_cast<int64_t>(1 + rng() % 9000),
+                static_cast<int64_t>(64 * (1 + rng() % 100)));
+    const int64_t first = matmul_4bit_first_tokens(p, kHopper);
+    SCOPED_TRACE(std::to_string(p.m) + " " + std::to_string(p.n) + " " + std::to_string(p.k));
+    ASSERT_LE(first, p.m);
+    ASSERT_GE(first, std::min<int64_t>(p.m, 1));
+    Matmul4bitParams head = p, rest = p;
+    head.m = first, rest.m = p.m - first;
+    if (rest.m == 0) continue;
+    ASSERT_TRUE(plan_matmul_4bit(head, kHopper).fused);
+    ASSERT_TRUE(plan_matmul_4bit(rest, kHopper).fused);
+  }
+}
+
 TEST(CudaMatmulPlan, ColumnsInSixteensUseTheTensorCores) {
   for (const DeviceProperties& device : {kHopper, kAmpere, kAda}) {
     for (const int64_t m : {9, 16, 40, 128}) {

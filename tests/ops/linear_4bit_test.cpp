@@ -100,6 +100,13 @@ TEST_F(Linear4bitTest, AgreesWithFloat64ForAnySize) {
   }
 }
 
+TEST_F(Linear4bitTest, OneTokenMoreThanRoundsOfTiles) {  // two launches on an H100 or H200
+  const Problem p = problem(4096, 2048, true);
+  const at::Tensor x = normal({1025, 2048}, at::kBFloat16), bias = normal({4096}, at::kBFloat16);
+  EXPECT_TRUE(
+      is_near(matmul_4bit(x, p.packed, p.state, bias), linear_f64(x, p.truth, bias), kMatmul));
+}
+
 TEST_F(Linear4bitTest, EveryBlocksize) {
   for (int64_t blocksize = 32; blocksize <= 4096; blocksize *= 2) {
     const Problem p = problem(24, 320, true, QuantType::kNF4, blocksize);

@@ -25,11 +25,15 @@ inline EncodeTensorMap tensor_map_encoder() noexcept {
   return encode;
 }
 
-/// The driver's functions need a context, which the runtime binds to a thread with the thread's
-/// first call that works on the device: a worker of libtorch's autograd may not have made one.
-inline bool bind_context() noexcept {
-  int device = 0;
-  return cudaGetDevice(&device) == cudaSuccess && cudaSetDevice(device) == cudaSuccess;
+/// Whether the thread has a context, which the driver's functions need. The runtime binds one with
+/// the thread's first call that works on the device, and with every cudaSetDevice: a worker of
+/// libtorch's autograd may have made neither.
+inline bool has_context() noexcept {
+  thread_local const bool bound = [] {
+    int device = 0;
+    return cudaGetDevice(&device) == cudaSuccess && cudaSetDevice(device) == cudaSuccess;
+  }();
+  return bound;
 }
 
 /// A matrix of `rows` times `columns` elements, rows `stride` bytes apart, copied in boxes; what
@@ -43,13 +47,10 @@ inline bool map_matrix(
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns),
                              static_cast<cuuint32_t>(box_rows)},
                    steps[2] = {1, 1};
-  const auto encode = [&] {
-    return tensor_map_encoder()(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-                                CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion,
-                                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-  };
-  if (tensor_map_encoder() == nullptr) return false;
-  return encode() || (bind_context() && encode());
+  return tensor_map_encoder() != nullptr && has_context() &&
+         tensor_map_encoder()(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion,
+                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 }  // namespace lowbit::kernels::cuda

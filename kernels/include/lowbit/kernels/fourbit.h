@@ -180,6 +180,10 @@ Status embedding_4bit(const Embedding4bitParams& params, Stream stream) noexcept
 /// The plans are plain C++ and part of every build. They check nothing.
 Matmul4bitCudaPlan plan_matmul_4bit(const Matmul4bitParams& params,
                                     const DeviceProperties& device) noexcept;
+/// How many of the m tokens to multiply in the first launch: all, or as many as fill rounds of the
+/// multiprocessors where another kernel is sooner done with the others, in a launch of their own.
+int64_t matmul_4bit_first_tokens(const Matmul4bitParams& params,
+                                 const DeviceProperties& device) noexcept;
 Matmul4bitCudaPlan plan_matmul_4bit_backward_input(const Matmul4bitParams& params,
                                                    const DeviceProperties& device) noexcept;
 
