@@ -234,7 +234,13 @@ if [ $bench = 1 ]; then
   run_bench 30 90 fourbit_matmul_cuda_bench --md "$out/matmul.md" --json "$out/matmul.json"
   run_bench 30 60 fourbit_matmul_cuda_bench --backward --md "$out/backward.md"
   run_bench 30 60 fourbit_matmul_cuda_bench --sweep --shape 14336x4096 --shape 4096x4096 --md "$out/sweep.md"
-  run_bench 6 120 lowbit bench generate --shape llama-8b --type nf4 --double-quant --device cuda:0 --new-tokens 64 --repeat 2
+  for batch in 1 8 32; do
+    run_bench 3 60 lowbit bench generate --shape llama-8b --type nf4 --double-quant --device cuda:0 --batch $batch \
+      --prompt-tokens 512 --new-tokens 64 --repeat 2
+  done
+  run_bench 3 60 lowbit bench generate --shape llama-8b --type nf4 --double-quant --quantize-embeddings --device cuda:0 \
+    --prompt-tokens 2048 --new-tokens 64 --repeat 2
+  run_bench 3 60 lowbit bench generate --shape llama-8b --type int8 --device cuda:0 --prompt-tokens 512 --new-tokens 32 --repeat 1
   peer=
   if python3 -c 'import torch, bitsandbytes' >/dev/null 2>&1; then
     peer=1
