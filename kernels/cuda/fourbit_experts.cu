@@ -85,11 +85,10 @@ __global__ void __launch_bounds__(kExpertsThreads)
       }
       __syncthreads();
     }
-    if (first_column + lane >= width) continue;
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int token = first + warp + i * kWarps;
-      if (token < group.end) {
+      if (token < group.end && first_column + lane < width) {
         static_cast<T*>(a.output)[int64_t{token} * width + first_column + lane] =
             from_float<T>(sums[i]);
       }

@@ -99,9 +99,9 @@ at::Tensor run_on_cpu(const char* op, const char* argument, const at::Tensor& in
       const at::Tensor w = experts.dense(e);
       y = at::mm(x.to(at::kFloat), backward ? w : w.t());
     } else if (backward) {
-      y = linear_4bit_backward_input(x, experts.at(e));
+      y = direct::linear_4bit_backward_input(x, experts.at(e));
     } else {
-      y = linear_4bit(op, argument, x, experts.at(e), {});
+      y = direct::linear_4bit(op, argument, x, experts.at(e), {});
     }
     output.narrow(0, begin, ends[e] - begin).copy_(y);
   }
