@@ -113,6 +113,10 @@ std::vector<Case> cases(int64_t m) {
   const auto bf16 = at::kBFloat16;
   const c10::IValue none;
   const at::Tensor w = at::randn({kOut, kIn}, bf16), x = at::randn({m, kIn}, bf16);
+  // The same weight as a stack of experts, over even groups of rows.
+  constexpr int64_t kExperts = 4;
+  const c10::List<int64_t> experts({kExperts, kOut / kExperts, kIn});
+  const at::Tensor offs = (at::arange(1, kExperts + 1) * m).div(kExperts, "floor").to(at::kInt);
   const at::Tensor grad = at::randn({m, kOut}, bf16), ids = at::randint(kOut, {m});
   const double flops = 2.0 * static_cast<double>(m) * kOut * kIn;
 
@@ -150,6 +154,15 @@ std::vector<Case> cases(int64_t m) {
        "",
        {grad, packed, shape, s4.absmax, kBlocksize, nf4, none, none, none},
        flops},
+      {"lowbit::grouped_mm_4bit",
+       "",
+       {x, packed, experts, s4.absmax, kBlocksize, nf4, offs, none, none, none},
+       flops / kExperts},
+      {"lowbit::grouped_mm_4bit_backward_input",
+       "",
+       {grad.narrow(1, 0, kOut / kExperts), packed, experts, s4.absmax, kBlocksize, nf4, offs, none,
+        none, none},
+       flops / kExperts},
       {"lowbit::embedding_4bit",
        "",
        {ids, packed, shape, s4.absmax, kBlocksize, nf4, bf16, none, none, none}},

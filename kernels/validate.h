@@ -69,6 +69,17 @@ inline Status check_backward(const Matmul4bitParams& p) noexcept {
   return check_scales(p.scales);
 }
 
+inline Status check(const GroupedMatmul4bitParams& p) noexcept {
+  if (p.experts < 1 || p.stack.n % p.experts != 0) {
+    return invalid_argument("the stack's rows are no multiple of its experts");
+  }
+  if (p.stack.bias != nullptr || p.stack.code != nullptr) {
+    return invalid_argument("a stack has no bias and no code");
+  }
+  if (p.stack.m > 0 && p.ends == nullptr) return invalid_argument("null pointer");
+  return ok_status();
+}
+
 inline Status check(const Embedding4bitParams& p) noexcept {
   if (p.count < 0 || p.rows < 0 || p.dim < 0) return invalid_argument("count, rows or dim < 0");
   if (p.blocksize < 2 || p.blocksize % 2 != 0) {

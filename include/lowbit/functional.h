@@ -54,6 +54,20 @@ at::Tensor dequantize_4bit(const at::Tensor& packed, const QuantState& state);
 at::Tensor matmul_4bit(const at::Tensor& x, const at::Tensor& packed, const QuantState& state,
                        const std::optional<at::Tensor>& bias = std::nullopt);
 
+/// Experts of a mixture, after torch's grouped_mm(mat_a, mat_b, offs=): x [M, K], its rows sorted
+/// by expert; packed and state: a stack of weights, state.shape = [E, N, K], each used transposed;
+/// offs int32 [E]: the end of each expert's rows, so that expert e multiplies x[offs[e-1]:offs[e]].
+/// Returns [M, N] of x's dtype, zeros in the rows behind the last end. Differentiable in x. On the
+/// CPU descending ends and ends above M are errors; CUDA never reads offs back (graphs can be
+/// captured and offs change between replays), and such ends give unspecified values there.
+///
+///   auto [packed, state] = quantize_nf4(w);              // w: [E, N, K]
+///   auto order = expert_of_row.argsort();                // rows by expert
+///   auto offs = at::bincount(expert_of_row, {}, E).cumsum(0).to(at::kInt);
+///   auto y = grouped_mm_4bit(x.index({order}), packed, state, offs);
+at::Tensor grouped_mm_4bit(const at::Tensor& x, const at::Tensor& packed, const QuantState& state,
+                           const at::Tensor& offs);
+
 /// The scales of all blocks, float32: state.absmax, or nested statistics expanded.
 at::Tensor dequantize_absmax(const QuantState& state);
 

@@ -21,22 +21,23 @@ struct MidSm80Variant {
   int granule;  ///< columns that one scale is applied to: 64, 32 or 16
   int cycles;   ///< of a stage of a block that has a multiprocessor to itself (H200)
   const char* name;
+  bool experts = true;  ///< made for stacks of experts, too (64_r128 would spill)
 };
 inline constexpr MidSm80Variant kMidSm80Variants[] = {
     {16, 8, 2, 4, 4, 64, 1640, "mid_sm80_16_r128"},
     {32, 8, 2, 4, 3, 64, 2190, "mid_sm80_32_r128"},
-    {64, 8, 2, 4, 3, 64, 3550, "mid_sm80_64_r128"},
+    {64, 8, 2, 4, 3, 64, 3550, "mid_sm80_64_r128", false},
     {16, 16, 1, 4, 4, 64, 1050, "mid_sm80_16_r64"},
     {32, 8, 2, 2, 3, 64, 1300, "mid_sm80_32_r64"},
     {64, 8, 2, 2, 3, 64, 2000, "mid_sm80_64_r64"},
     {16, 8, 1, 2, 4, 64, 660, "mid_sm80_16_r32"},
     {32, 8, 1, 2, 3, 64, 880, "mid_sm80_32_r32"},
     {64, 8, 1, 2, 3, 64, 1360, "mid_sm80_64_r32"},
-    {16, 8, 1, 2, 4, 32, 840, "mid_sm80_16_fine32"},
-    {32, 8, 1, 2, 3, 32, 1150, "mid_sm80_32_fine32"},
-    {64, 8, 1, 2, 3, 32, 1580, "mid_sm80_64_fine32"},
+    {16, 8, 1, 2, 4, 32, 840, "mid_sm80_16_fine32", false},
+    {32, 8, 1, 2, 3, 32, 1150, "mid_sm80_32_fine32", false},
+    {64, 8, 1, 2, 3, 32, 1580, "mid_sm80_64_fine32", false},
     {16, 8, 1, 2, 4, 16, 1020, "mid_sm80_16_fine16"},
-    {32, 8, 1, 2, 2, 16, 1950, "mid_sm80_32_fine16"},
+    {32, 8, 1, 2, 2, 16, 1950, "mid_sm80_32_fine16", false},
     {64, 8, 1, 2, 3, 16, 1820, "mid_sm80_64_fine16"}};
 inline constexpr int kMidSm80VariantCount = sizeof kMidSm80Variants / sizeof kMidSm80Variants[0];
 

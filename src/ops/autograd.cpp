@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "ops/dispatch.h"
+#include "ops/grouped_mm.h"
 #include "ops/rows.h"
 #include "ops/weight.h"
 
@@ -37,8 +38,8 @@ at::Tensor saved_bias_gradient(AutogradContext* ctx, const at::Tensor& grad) {
 
 // ---- 4-bit ----
 
-void save(AutogradContext* ctx, const Weight4bit& w) {
-  ctx->save_for_backward({w.packed, w.absmax, w.absmax_8bit, w.absmax_code, w.absmax_offset});
+void save(AutogradContext* ctx, const Weight4bit& w, const at::Tensor& offs = {}) {
+  ctx->save_for_backward({w.packed, w.absmax, w.absmax_8bit, w.absmax_code, w.absmax_offset, offs});
   ctx->saved_data["sizes"] = std::vector<int64_t>{w.rows, w.cols, w.blocksize};
   ctx->saved_data["quant_type"] = static_cast<int64_t>(w.quant_type);
 }
@@ -116,6 +117,60 @@ at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const at::T
                              quant_type, absmax_8bit, absmax_code, absmax_offset));
 }
 
+struct GroupedMm4bit : torch::autograd::Function<GroupedMm4bit> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const Stack4bit& stack,
+                            const at::Tensor& offs, bool backward) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    save(ctx, stack.weight, offs);
+    ctx->saved_data["experts"] = stack.experts;
+    ctx->saved_data["backward"] = backward;
+    return backward ? dispatch::grouped_mm_4bit_backward_input(input, stack, offs)
+                    : dispatch::grouped_mm_4bit(input, stack, offs);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Stack4bit stack{saved_weight_4bit(ctx), ctx->saved_data["experts"].toInt()};
+    const at::Tensor offs = ctx->get_saved_variables().back();
+    return {ctx->saved_data["backward"].toBool()
+                ? dispatch::grouped_mm_4bit(grads[0], stack, offs)
+                : dispatch::grouped_mm_4bit_backward_input(grads[0], stack, offs),
+            {},
+            {},
+            {}};
+  }
+};
+
+Stack4bit stack_of(const char* op, const at::Tensor& weight, at::IntArrayRef shape,
+                   const at::Tensor& absmax, int64_t blocksize, std::string_view quant_type,
+                   const OptionalTensor& absmax_8bit, const OptionalTensor& absmax_code,
+                   const OptionalTensor& absmax_offset) {
+  return {weight_of(op, weight, stack_shape(op, "shape", shape), absmax, blocksize, quant_type,
+                    absmax_8bit, absmax_code, absmax_offset),
+          shape[0]};
+}
+
+at::Tensor grouped_mm_4bit(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef shape,
+                           const at::Tensor& absmax, int64_t blocksize, std::string_view quant_type,
+                           const at::Tensor& offs, const OptionalTensor& absmax_8bit,
+                           const OptionalTensor& absmax_code, const OptionalTensor& absmax_offset) {
+  return GroupedMm4bit::apply(input,
+                              stack_of("lowbit::grouped_mm_4bit", weight, shape, absmax, blocksize,
+                                       quant_type, absmax_8bit, absmax_code, absmax_offset),
+                              offs, false);
+}
+
+at::Tensor grouped_mm_4bit_backward_input(const at::Tensor& grad_output, const at::Tensor& weight,
+                                          at::IntArrayRef shape, const at::Tensor& absmax,
+                                          int64_t blocksize, std::string_view quant_type,
+                                          const at::Tensor& offs, const OptionalTensor& absmax_8bit,
+                                          const OptionalTensor& absmax_code,
+                                          const OptionalTensor& absmax_offset) {
+  return GroupedMm4bit::apply(
+      grad_output,
+      stack_of("lowbit::grouped_mm_4bit_backward_input", weight, shape, absmax, blocksize,
+               quant_type, absmax_8bit, absmax_code, absmax_offset),
+      offs, true);
+}
+
 // ---- 8-bit ----
 
 void save(AutogradContext* ctx, const Weight8bit& w) { ctx->save_for_backward({w.q, w.stats}); }
@@ -184,6 +239,8 @@ TORCH_LIBRARY_IMPL(lowbit, Autograd, m) {
   namespace autograd = lowbit::ops::autograd;
   m.impl("linear_4bit", &autograd::linear_4bit);
   m.impl("linear_4bit_backward_input", &autograd::linear_4bit_backward_input);
+  m.impl("grouped_mm_4bit", &autograd::grouped_mm_4bit);
+  m.impl("grouped_mm_4bit_backward_input", &autograd::grouped_mm_4bit_backward_input);
   m.impl("linear_8bit", &autograd::linear_8bit);
   m.impl("linear_8bit_weight_only", &autograd::linear_8bit_weight_only);
   m.impl("linear_8bit_backward_input", &autograd::linear_8bit_backward_input);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/cuda/EmptyTensor.h>
+#include <ATen/ops/_grouped_mm_cuda_dispatch.h>
 #include <ATen/ops/_int_mm_cuda_dispatch.h>
 #include <ATen/ops/add_cuda_dispatch.h>
 #include <ATen/ops/addmm_cuda_dispatch.h>
@@ -126,6 +127,17 @@ void product(const Rows& rows, const at::Tensor& weight, const at::Tensor& outpu
   const at::NoGradGuard no_grad;
   at::Tensor y = matrix(output, rows.count, weight.size(1));
   at::cuda::mm_out(y, matrix(rows.owner, rows.count, weight.size(0)), weight);
+}
+
+void grouped_product(const at::Tensor& rows, const at::Tensor& weights, const at::Tensor& ends,
+                     const at::Tensor& output) {
+  const at::NoGradGuard no_grad;
+  const int64_t m = rows.size(0);
+  // The library stops the device at ends that descend.
+  const at::Tensor ascending = std::get<0>(ends.clamp(0, m).cummax(0));
+  const at::Tensor behind = at::arange(m, ends.options()).ge(ascending.select(0, -1)).unsqueeze(1);
+  at::Tensor y = output;
+  y.copy_(at::cuda::_grouped_mm(rows, weights, ascending)).masked_fill_(behind, 0);
 }
 
 void product_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {

@@ -14,6 +14,10 @@ void linear(const Rows& rows, const at::Tensor& weight, const at::Tensor& bias,
 void copy_matrix(const Rows& rows, const at::Tensor& output);
 /// rows [M, N] * weight [N, K] into output [.., K].
 void product(const Rows& rows, const at::Tensor& weight, const at::Tensor& output);
+/// Rows [M, depth] in groups, bfloat16, times weights [E, depth, width] of their groups, into
+/// output [M, width], zeros in the rows behind the last end. ends: int32 [E], any values.
+void grouped_product(const at::Tensor& rows, const at::Tensor& weights, const at::Tensor& ends,
+                     const at::Tensor& output);
 /// a [M, K] * b [N, K]^T into c [M, N], int32, through cuBLASLt. K and N are multiples of 8, M
 /// > 16.
 void product_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c);

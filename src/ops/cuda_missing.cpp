@@ -54,6 +54,8 @@ TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
                          "linear_4bit",
                          "linear_4bit_backward_input",
                          "embedding_4bit",
+                         "grouped_mm_4bit",
+                         "grouped_mm_4bit_backward_input",
                          "linear_8bit",
                          "linear_8bit_weight_only",
                          "linear_8bit_backward_input",

@@ -2,6 +2,8 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include "ops/grouped_mm.h"
+
 namespace lowbit::ops::dispatch {
 namespace {
 
@@ -36,6 +38,34 @@ at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const Weigh
   return op.call(grad_output, w.packed, {w.rows, w.cols}, w.absmax, w.blocksize,
                  to_string(w.quant_type), optional(w.absmax_8bit), optional(w.absmax_code),
                  optional(w.absmax_offset));
+}
+
+namespace {
+
+using GroupedMm = at::Tensor(const at::Tensor&, const at::Tensor&, at::IntArrayRef,
+                             const at::Tensor&, int64_t, std::string_view, const at::Tensor&,
+                             const OptionalTensor&, const OptionalTensor&, const OptionalTensor&);
+
+at::Tensor call(const c10::TypedOperatorHandle<GroupedMm>& op, const at::Tensor& input,
+                const Stack4bit& stack, const at::Tensor& offs) {
+  const Weight4bit& w = stack.weight;
+  return op.call(input, w.packed, {stack.experts, stack.rows(), w.cols}, w.absmax, w.blocksize,
+                 to_string(w.quant_type), offs, optional(w.absmax_8bit), optional(w.absmax_code),
+                 optional(w.absmax_offset));
+}
+
+}  // namespace
+
+at::Tensor grouped_mm_4bit(const at::Tensor& input, const Stack4bit& stack,
+                           const at::Tensor& offs) {
+  static const auto op = find<GroupedMm>("lowbit::grouped_mm_4bit");
+  return call(op, input, stack, offs);
+}
+
+at::Tensor grouped_mm_4bit_backward_input(const at::Tensor& grad_output, const Stack4bit& stack,
+                                          const at::Tensor& offs) {
+  static const auto op = find<GroupedMm>("lowbit::grouped_mm_4bit_backward_input");
+  return call(op, grad_output, stack, offs);
 }
 
 at::Tensor embedding_4bit(const at::Tensor& ids, const Weight4bit& w, at::ScalarType dtype) {

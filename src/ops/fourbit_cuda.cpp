@@ -43,6 +43,17 @@ at::Tensor aligned_copy(kernels::Matmul4bitParams& p, const Rows& rows, const at
   return copy;
 }
 
+/// Whether the library multiplies groups without reading their ends back: bfloat16, on sm_90 and
+/// sm_100, in rows of 16 bytes.
+bool library_groups(const kernels::GroupedMatmul4bitParams& p, at::Device device) {
+  const kernels::Matmul4bitParams& q = p.stack;
+  const int32_t capability = properties(device).compute_capability;
+  constexpr int64_t kMostGroups = 1024;
+  return q.dtype == kernels::DType::kBFloat16 && (capability == 90 || capability == 100) &&
+         p.experts < kMostGroups && q.k > 0 && q.k % 8 == 0 && (q.n / p.experts) % 8 == 0 &&
+         q.input_stride % 8 == 0 && reinterpret_cast<uintptr_t>(q.input) % 16 == 0;
+}
+
 }  // namespace
 
 bool linear_4bit_group(const char* op, c10::SmallVectorImpl<kernels::Matmul4bitParams>& members,
@@ -83,6 +94,47 @@ void linear_4bit(const char* op, kernels::Matmul4bitParams params, const Rows& r
     params.output = static_cast<char*>(params.output) + params.m * params.n * item;
     params.m = tokens - done;
   }
+}
+
+at::Tensor grouped_mm_4bit(const char* op, kernels::GroupedMatmul4bitParams params,
+                           const Rows& rows, const at::Tensor& ends) {
+  const at::Device device = ends.device();
+  const Scope scope(op, device);
+  kernels::Matmul4bitParams& stack = params.stack;
+  at::Tensor output =
+      cuda::empty({stack.m, stack.n / params.experts}, rows.owner.scalar_type(), device);
+  if (output.numel() == 0) return output;
+  stack.output = output.mutable_data_ptr();
+  const at::Tensor copy = aligned_copy(stack, rows, output);
+  const auto plan = kernels::cuda::plan_grouped_matmul_4bit(params, properties(device));
+  const bool library = !plan.fused && library_groups(params, device);
+  if (C10_UNLIKELY(logs_plans())) log_plan(op, device, &stack, 1, plan, library);
+  if (!library) {
+    check_launch(op, kernels::cuda::grouped_matmul_4bit(plan, params, scope.stream()));
+    return output;
+  }
+  const at::Tensor weights =
+      dequantized(op, stack, output).view({params.experts, output.size(1), stack.k});
+  grouped_product(copy.defined() ? copy : rows.owner, weights.transpose(1, 2), ends, output);
+  return output;
+}
+
+at::Tensor grouped_mm_4bit_backward_input(const char* op, kernels::GroupedMatmul4bitParams params,
+                                          const Rows& rows, const at::Tensor& ends) {
+  const at::Device device = ends.device();
+  const Scope scope(op, device);
+  kernels::Matmul4bitParams& stack = params.stack;
+  at::Tensor output = cuda::empty({stack.m, stack.k}, rows.owner.scalar_type(), device);
+  if (output.numel() == 0) return output;
+  stack.output = output.mutable_data_ptr();
+  if (stack.n == 0 || !library_groups(params, device)) {
+    check_launch(op, kernels::cuda::grouped_matmul_4bit_backward_input(params, scope.stream()));
+    return output;
+  }
+  const at::Tensor weights = dequantized(op, stack, output);
+  grouped_product(rows.owner, weights.view({params.experts, rows.owner.size(1), stack.k}), ends,
+                  output);
+  return output;
 }
 
 void linear_4bit_backward_input(const char* op, kernels::Matmul4bitParams params, const Rows& rows,

@@ -15,6 +15,13 @@ void linear_4bit(const char* op, kernels::Matmul4bitParams params, const Rows& r
 /// members: complete but for the outputs, which are made.
 bool linear_4bit_group(const char* op, c10::SmallVectorImpl<kernels::Matmul4bitParams>& members,
                        const at::Tensor& input, at::Tensor* outputs);
+/// A stack of experts over rows in groups: [M, N], or [M, K] of grad_output's rows. params:
+/// complete but for the output. The packed stack is read where a fused kernel fits, or where there
+/// is no library's product of groups; otherwise it is dequantized for that one.
+at::Tensor grouped_mm_4bit(const char* op, kernels::GroupedMatmul4bitParams params,
+                           const Rows& rows, const at::Tensor& ends);
+at::Tensor grouped_mm_4bit_backward_input(const char* op, kernels::GroupedMatmul4bitParams params,
+                                          const Rows& rows, const at::Tensor& ends);
 void linear_4bit_backward_input(const char* op, kernels::Matmul4bitParams params, const Rows& rows,
                                 const at::Tensor& output);
 

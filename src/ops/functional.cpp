@@ -8,6 +8,7 @@
 
 #include "ops/check.h"
 #include "ops/dispatch.h"
+#include "ops/grouped_mm.h"
 #include "ops/maps.h"
 
 namespace lowbit {
@@ -38,6 +39,12 @@ QuantState expanded(const QuantState& state) {
   plain.state2 = nullptr;
   plain.offset = at::Tensor();
   return plain;
+}
+
+/// With statistics that the fused kernels read.
+QuantState fusible(const QuantState& state) {
+  const bool fused = !state.nested() || state.state2->blocksize == kernels::kNestedBlocksize;
+  return fused ? state : expanded(state);
 }
 
 // Exponent bits all ones: NaN or infinite.
@@ -120,14 +127,24 @@ at::Tensor matmul_4bit(const at::Tensor& x, const at::Tensor& packed, const Quan
   constexpr const char* kOp = "lowbit::matmul_4bit";
   type_of(kOp, state);
   LOWBIT_CHECK(x.dim() >= 1, kOp, "x", "[..., K]", "a 0-dim tensor");
-  const bool fused_statistics =
-      !state.nested() || state.state2->blocksize == kernels::kNestedBlocksize;
-  const auto weight = ops::Weight4bit::make(packed, fused_statistics ? state : expanded(state));
+  const auto weight = ops::Weight4bit::make(packed, fusible(state));
   if (x.size(-1) != weight.cols && x.size(-1) == weight.rows) {
     const at::Tensor y = ops::linear_4bit_backward_input(x, weight);
     return bias.has_value() && bias->defined() ? y + bias->to(y.scalar_type()) : y;
   }
   return ops::linear_4bit(x, weight, bias.value_or(at::Tensor()));
+}
+
+at::Tensor grouped_mm_4bit(const at::Tensor& x, const at::Tensor& packed, const QuantState& state,
+                           const at::Tensor& offs) {
+  constexpr const char* kOp = "lowbit::grouped_mm_4bit";
+  type_of(kOp, state);
+  LOWBIT_CHECK(x.defined(), kOp, "x", "[M, K]", "an undefined tensor");
+  LOWBIT_CHECK(offs.defined(), kOp, "offs", "int32 [experts]", "an undefined tensor");
+  const auto [rows, cols] = ops::stack_shape(kOp, "state.shape", *state.shape);
+  QuantState stack = fusible(state);
+  stack.shape = {rows, cols};
+  return ops::grouped_mm_4bit(x, {ops::Weight4bit::make(packed, stack), (*state.shape)[0]}, offs);
 }
 
 std::tuple<at::Tensor, QuantState> quantize_blockwise(const at::Tensor& A,

@@ -30,6 +30,10 @@ TORCH_LIBRARY(lowbit, m) {
   m.def("linear_4bit(Tensor input, Tensor weight, int[] shape, Tensor absmax, int blocksize, str quant_type, Tensor? bias=None, Tensor? absmax_8bit=None, Tensor? absmax_code=None, Tensor? absmax_offset=None) -> Tensor");
   m.def("linear_4bit_backward_input(Tensor grad_output, Tensor weight, int[] shape, Tensor absmax, int blocksize, str quant_type, Tensor? absmax_8bit=None, Tensor? absmax_code=None, Tensor? absmax_offset=None) -> Tensor");
   m.def("embedding_4bit(Tensor ids, Tensor weight, int[] shape, Tensor absmax, int blocksize, str quant_type, ScalarType dtype, Tensor? absmax_8bit=None, Tensor? absmax_code=None, Tensor? absmax_offset=None) -> Tensor");
+  // A stack of weights, shape [experts, out_features, in_features], over rows sorted by expert; offs: int32, the end of
+  // each expert's rows.
+  m.def("grouped_mm_4bit(Tensor input, Tensor weight, int[] shape, Tensor absmax, int blocksize, str quant_type, Tensor offs, Tensor? absmax_8bit=None, Tensor? absmax_code=None, Tensor? absmax_offset=None) -> Tensor");
+  m.def("grouped_mm_4bit_backward_input(Tensor grad_output, Tensor weight, int[] shape, Tensor absmax, int blocksize, str quant_type, Tensor offs, Tensor? absmax_8bit=None, Tensor? absmax_code=None, Tensor? absmax_offset=None) -> Tensor");
   m.def("linear_8bit(Tensor input, Tensor CB, Tensor SCB, Tensor? bias=None, float threshold=0.0) -> Tensor");
   m.def("linear_8bit_weight_only(Tensor input, Tensor CB, Tensor SCB, Tensor? bias=None) -> Tensor");
   m.def("linear_8bit_backward_input(Tensor grad_output, Tensor CB, Tensor SCB) -> Tensor");

@@ -11,6 +11,7 @@
 #include "ops/device.h"
 #include "ops/direct.h"
 #include "ops/dispatch.h"
+#include "ops/grouped_mm.h"
 
 namespace lowbit::ops {
 namespace {
@@ -64,6 +65,20 @@ c10::SmallVector<at::Tensor, 4> linear_4bit_group(const at::Tensor& input,
     outputs[i] = dispatch::linear_4bit(input, *weights[i], biases[i]);
   }
   return outputs;
+}
+
+at::Tensor grouped_mm_4bit(const at::Tensor& input, const Stack4bit& stack,
+                           const at::Tensor& offs) {
+  if (is_direct(input) && is_plain(offs)) return direct::grouped_mm_4bit(input, stack, offs);
+  return dispatch::grouped_mm_4bit(input, stack, offs);
+}
+
+at::Tensor grouped_mm_4bit_backward_input(const at::Tensor& grad_output, const Stack4bit& stack,
+                                          const at::Tensor& offs) {
+  if (is_direct(grad_output) && is_plain(offs)) {
+    return direct::grouped_mm_4bit_backward_input(grad_output, stack, offs);
+  }
+  return dispatch::grouped_mm_4bit_backward_input(grad_output, stack, offs);
 }
 
 at::Tensor linear_8bit(const at::Tensor& input, const Weight8bit& weight, const at::Tensor& bias,

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "ops/blockwise.h"
+#include "ops/grouped_mm.h"
 #include "ops/int8.h"
 #include "ops/operands.h"
 #include "ops/rows.h"
@@ -101,6 +102,35 @@ at::Tensor linear_4bit_backward_input(const at::Tensor& grad_output, const at::T
   constexpr const char* kOp = "lowbit::linear_4bit_backward_input";
   check_quant_type(kOp, quant_type);
   return linear(kOp, "grad_output", grad_output, weight, shape, blocksize, {}, true);
+}
+
+at::Tensor grouped_mm(const char* op, const char* input_name, const at::Tensor& input,
+                      const at::Tensor& weight, at::IntArrayRef shape, int64_t blocksize,
+                      std::string_view quant_type, const at::Tensor& offs, bool transposed) {
+  stack_shape(op, "shape", shape);
+  check_shape(op, "shape", shape);
+  check_blocksize(op, blocksize);
+  check_quant_type(op, quant_type);
+  check_groups(op, input_name, input, shape[transposed ? 1 : 2], shape[0], offs, weight.device());
+  return empty(with_last(input.sym_sizes(), shape[transposed ? 2 : 1]), input, input.scalar_type());
+}
+
+at::Tensor grouped_mm_4bit(const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef shape,
+                           const at::Tensor& absmax, int64_t blocksize, std::string_view quant_type,
+                           const at::Tensor& offs, const OptionalTensor& absmax_8bit,
+                           const OptionalTensor& absmax_code, const OptionalTensor& absmax_offset) {
+  return grouped_mm("lowbit::grouped_mm_4bit", "input", input, weight, shape, blocksize, quant_type,
+                    offs, false);
+}
+
+at::Tensor grouped_mm_4bit_backward_input(const at::Tensor& grad_output, const at::Tensor& weight,
+                                          at::IntArrayRef shape, const at::Tensor& absmax,
+                                          int64_t blocksize, std::string_view quant_type,
+                                          const at::Tensor& offs, const OptionalTensor& absmax_8bit,
+                                          const OptionalTensor& absmax_code,
+                                          const OptionalTensor& absmax_offset) {
+  return grouped_mm("lowbit::grouped_mm_4bit_backward_input", "grad_output", grad_output, weight,
+                    shape, blocksize, quant_type, offs, true);
 }
 
 at::Tensor embedding(const char* op, const at::Tensor& ids, c10::SymInt width,
@@ -251,6 +281,8 @@ TORCH_LIBRARY_IMPL(lowbit, Meta, m) {
   m.impl("linear_4bit", &meta::linear_4bit);
   m.impl("linear_4bit_backward_input", &meta::linear_4bit_backward_input);
   m.impl("embedding_4bit", &meta::embedding_4bit);
+  m.impl("grouped_mm_4bit", &meta::grouped_mm_4bit);
+  m.impl("grouped_mm_4bit_backward_input", &meta::grouped_mm_4bit_backward_input);
   m.impl("quantize_blockwise", &meta::quantize_blockwise);
   m.impl("dequantize_blockwise", &meta::dequantize_blockwise);
   m.impl("dequantize_blockwise.out", &meta::dequantize_blockwise_out);

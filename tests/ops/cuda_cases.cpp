@@ -3,6 +3,7 @@
 #include <array>
 
 #include "ops/check.h"
+#include "ops/grouped_mm.h"
 #include "ops/linear.h"
 #include "support/tolerance.h"
 
@@ -115,6 +116,22 @@ void CudaOps::add_products(std::vector<Case>& all, at::ScalarType dtype, int64_t
                        ops::Weight4bit w = weight(t);
                        w.cols = width;
                        return Tensors{dispatch::linear_4bit_backward_input(t[0], w)};
+                     }});
+    }
+    for (const int64_t m : {5, 40, 300}) {  // 300: enough for the library's product of groups
+      const auto ends = at::tensor({m / 3, m / 3, m - 1}, at::kInt);
+      const auto x = [this, m, width, dtype] { return normal({m, width}, dtype); };
+      all.push_back(
+          {c10::str("grouped_mm_4bit ", m, kind), with(x(), ends), x, [weight](const Tensors& t) {
+             return Tensors{dispatch::grouped_mm_4bit(t[0], {weight(t), 3}, t.back())};
+           }});
+      const auto g = [this, m, dtype] { return normal({m, kRows / 3}, dtype); };
+      all.push_back({c10::str("grouped_mm_4bit_backward_input ", m, kind), with(g(), ends), g,
+                     [weight, width](const Tensors& t) {
+                       ops::Stack4bit stack{weight(t), 3};
+                       stack.weight.cols = width;
+                       return Tensors{
+                           dispatch::grouped_mm_4bit_backward_input(t[0], stack, t.back())};
                      }});
     }
     const auto ids = [this] { return integers(0, kRows, {19}, at::kLong); };

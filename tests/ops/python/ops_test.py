@@ -35,6 +35,7 @@ def samples():
     (packed, shape, absmax, blocksize, quant_type), _, _ = w
     x = torch.randn(2, 3, 64)
     bias = torch.randn(48)
+    experts, offs = [4, 12, 64], torch.tensor([3, 3, 8, 9], dtype=torch.int32)
     code8 = torch.linspace(-1, 1, 256)
     codes, absmax8 = ops.quantize_blockwise(x, code8, 64)
     q, stats, _ = ops.int8_vectorwise_quant(x, 0.0)
@@ -59,6 +60,13 @@ def samples():
             ((grad_x.detach().bfloat16().requires_grad_(), *w[0], grad_bias), {}),
         ],
         "linear_4bit_backward_input": [((torch.randn(2, 3, 48, requires_grad=True), *w[0]), {})],
+        "grouped_mm_4bit": [
+            ((torch.randn(10, 64, requires_grad=True), packed, experts, absmax, blocksize, quant_type, offs), {}),
+            ((torch.randn(10, 64), nested_w[0][0], experts, *nested_w[0][2:], offs), nested_w[1]),
+        ],
+        "grouped_mm_4bit_backward_input": [
+            ((torch.randn(10, 12, requires_grad=True), packed, experts, absmax, blocksize, quant_type, offs), {})
+        ],
         "embedding_4bit": [((ids, *w[0], torch.float16), {}), ((ids, *nested_w[0], torch.float32), nested_w[1])],
         "quantize_blockwise": [((x, code8, 64), {})],
         "dequantize_blockwise": [((codes, absmax8, code8, 64, torch.float16), {})],

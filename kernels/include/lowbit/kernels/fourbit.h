@@ -77,6 +77,18 @@ struct Matmul4bitParams {
   bool programmatic_launch = false;
 };
 
+/// Experts: a stack of weights [N, K] over tokens in groups, one group for each expert, in order.
+/// output[i,:] = input[i,:] * W[e]^T for the tokens ends[e-1] <= i < ends[e] (ends[-1] is 0), zeros
+/// for the tokens behind the last group. Ends that descend or lie outside of [0, m] give
+/// unspecified values, but nothing outside is read or written.
+struct GroupedMatmul4bitParams {
+  /// The stack as one weight of n = experts * N rows, over whose flat index blocks run; m counts
+  /// the tokens of all groups. output: [m, N]. No bias, no code.
+  Matmul4bitParams stack;
+  int64_t experts = 0;
+  const int32_t* ends = nullptr;  ///< [experts], device memory, read by the kernel
+};
+
 /// How a matmul runs on the CPU: a pure function of the problem and the instruction set.
 /// Phase 1 (when prepare_units > 0): matmul_4bit_prepare over [0, prepare_units) fills the
 /// workspace with the activations in the kernel's order. Phase 2: matmul_4bit over [0, units).
@@ -204,6 +216,16 @@ Matmul4bitCudaPlan plan_matmul_4bit_group(const Matmul4bitParams* members, int32
                                           const DeviceProperties& device) noexcept;
 Status matmul_4bit_group(const Matmul4bitCudaPlan& plan, const Matmul4bitParams* members,
                          int32_t count, Stream stream) noexcept;
+/// Any n, k, even blocksize, dtype and alignment, as matmul_4bit; any groups. Not fused: a
+/// library's grouped product of the dequantized stack is the better choice, where there is one.
+Matmul4bitCudaPlan plan_grouped_matmul_4bit(const GroupedMatmul4bitParams& params,
+                                            const DeviceProperties& device) noexcept;
+Status grouped_matmul_4bit(const Matmul4bitCudaPlan& plan, const GroupedMatmul4bitParams& params,
+                           Stream stream) noexcept;
+/// grad_input[i,:] = grad_output[i,:] * W[e]. stack.input is grad_output [m, N], stack.output
+/// grad_input [m, K]. CUDA cores alone: a library's product is the better choice.
+Status grouped_matmul_4bit_backward_input(const GroupedMatmul4bitParams& params,
+                                          Stream stream) noexcept;
 /// grad_input[M,K] = grad_output[M,N] * W[N,K], as cpu::matmul_4bit_backward_input.
 Status matmul_4bit_backward_input(const Matmul4bitCudaPlan& plan, const Matmul4bitParams& params,
                                   Stream stream) noexcept;
