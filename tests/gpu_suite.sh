@@ -234,6 +234,7 @@ if [ $bench = 1 ]; then
   run_bench 30 90 fourbit_matmul_cuda_bench --md "$out/matmul.md" --json "$out/matmul.json"
   run_bench 30 60 fourbit_matmul_cuda_bench --backward --md "$out/backward.md"
   run_bench 30 60 fourbit_matmul_cuda_bench --sweep --shape 14336x4096 --shape 4096x4096 --md "$out/sweep.md"
+  run_bench 24 60 fourbit_matmul_cuda_bench --experts
   for batch in 1 8 32; do
     run_bench 3 60 lowbit bench generate --shape llama-8b --type nf4 --double-quant --device cuda:0 --batch $batch \
       --prompt-tokens 512 --new-tokens 64 --repeat 2
