@@ -5,6 +5,8 @@
 
 #include <numeric>
 
+#include "cuda/fourbit_experts.h"
+#include "cuda/fourbit_mid_sm80.h"
 #include "cuda_timing.h"
 
 namespace lowbit::bench {
@@ -33,7 +35,7 @@ Routing route(int64_t experts, int64_t top, int64_t tokens, std::mt19937& rng) {
 }  // namespace
 
 int bench_experts(std::vector<std::string> shapes, std::vector<int64_t> tokens, int64_t blocksize,
-                  int arch) {
+                  int arch, bool variants) {
   if (shapes.empty()) {
     shapes = {"8/2x14336x4096", "8/2x4096x14336", "128/8x768x2048", "128/8x2048x768"};
   }
@@ -105,7 +107,13 @@ int bench_experts(std::vector<std::string> shapes, std::vector<int64_t> tokens, 
         p.ends = ends + i % kRoutings * experts;
         return p;
       };
-      const Matmul4bitCudaPlan plan = cuda::plan_grouped_matmul_4bit(params(0), gpu);
+      std::vector<Matmul4bitCudaPlan> plans = {cuda::plan_grouped_matmul_4bit(params(0), gpu)};
+      for (int v = 0; variants && v < cuda::kMidSm80VariantCount; ++v) {
+        const Matmul4bitCudaPlan plan = cuda::plan_experts(params(0), gpu, v);
+        const bool fine =
+            cuda::kMidSm80Variants[v].granule < cuda::mid_sm80_granule(params(0).stack);
+        if (plan.grid_x > 0 && plan.id != plans[0].id && !fine) plans.push_back(plan);
+      }
       // Calls f(expert, first token, tokens) for the experts that have some.
       const auto for_groups = [&](int i, const auto& f) {
         int32_t begin = 0;
@@ -115,46 +123,52 @@ int bench_experts(std::vector<std::string> shapes, std::vector<int64_t> tokens, 
           begin = end;
         }
       };
-      const std::vector<double> us = time(
-          {{kRoutings,
-            [&](int i) { check(cuda::grouped_matmul_4bit(plan, params(i), Stream{stream})); }},
-           {8,
-            [&](int i) {
-              const Matmul4bitParams p = params(i).stack;
-              Dequantize4bitParams d;
-              d.packed = p.packed;
-              d.scales = p.scales;
-              d.numel = experts * weight;
-              d.blocksize = blocksize;
-              d.output = dense;
-              d.output_dtype = p.dtype;
-              check(cuda::dequantize_4bit(d, Stream{stream}));
-              for_groups(i, [&](int64_t e, int64_t first, int count) {
-                const float one = 1.0f, zero = 0.0f;
-                check(cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(n), count,
-                                   static_cast<int>(k), &one, dense + e * weight, CUDA_R_16BF,
-                                   static_cast<int>(k), x + first * k, CUDA_R_16BF,
-                                   static_cast<int>(k), &zero, y + first * n, CUDA_R_16BF,
-                                   static_cast<int>(n), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-              });
-            }},
-           {kRoutings, [&](int i) {
-              for_groups(i, [&](int64_t e, int64_t first, int count) {
-                Matmul4bitParams p = params(i).stack;
-                p.m = count, p.n = n;
-                p.input = x + first * k;
-                p.output = y + first * n;
-                p.packed += e * weight / 2;
-                p.scales.absmax += e * weight / blocksize;
-                const Matmul4bitCudaPlan one = cuda::plan_matmul_4bit(p, gpu);
-                if (one.workspace_bytes > 0) p.workspace = workspace;
-                check(cuda::matmul_4bit(one, p, Stream{stream}));
-              });
-            }}});
+      std::vector<Candidate> candidates = {
+          {8,
+           [&](int i) {
+             const Matmul4bitParams p = params(i).stack;
+             Dequantize4bitParams d;
+             d.packed = p.packed;
+             d.scales = p.scales;
+             d.numel = experts * weight;
+             d.blocksize = blocksize;
+             d.output = dense;
+             d.output_dtype = p.dtype;
+             check(cuda::dequantize_4bit(d, Stream{stream}));
+             for_groups(i, [&](int64_t e, int64_t first, int count) {
+               const float one = 1.0f, zero = 0.0f;
+               check(cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(n), count,
+                                  static_cast<int>(k), &one, dense + e * weight, CUDA_R_16BF,
+                                  static_cast<int>(k), x + first * k, CUDA_R_16BF,
+                                  static_cast<int>(k), &zero, y + first * n, CUDA_R_16BF,
+                                  static_cast<int>(n), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+             });
+           }},
+          {kRoutings, [&](int i) {
+             for_groups(i, [&](int64_t e, int64_t first, int count) {
+               Matmul4bitParams p = params(i).stack;
+               p.m = count, p.n = n;
+               p.input = x + first * k;
+               p.output = y + first * n;
+               p.packed += e * weight / 2;
+               p.scales.absmax += e * weight / blocksize;
+               const Matmul4bitCudaPlan one = cuda::plan_matmul_4bit(p, gpu);
+               if (one.workspace_bytes > 0) p.workspace = workspace;
+               check(cuda::matmul_4bit(one, p, Stream{stream}));
+             });
+           }}};
+      for (const Matmul4bitCudaPlan& plan : plans) {
+        candidates.push_back({kRoutings, [&](int i) {
+                                check(cuda::grouped_matmul_4bit(plan, params(i), Stream{stream}));
+                              }});
+      }
+      const std::vector<double> us = time(candidates);
       const double read = static_cast<double>(bytes) / experts * used / kRoutings;
-      std::printf("| %s | %ld | %s%s | %.2f | %.2f | %.1f | %.2f |\n", shape.c_str(), m,
-                  plan.kernel, plan.fused ? "" : " (not advised)", us[0], read / us[0] * 1e-6,
-                  us[1], us[2]);
+      for (size_t i = 0; i < plans.size(); ++i) {
+        std::printf("| %s | %ld | %s%s%s | %.2f | %.2f | %.1f | %.2f |\n", shape.c_str(), m,
+                    i > 0 ? "~ " : "", plans[i].kernel, plans[i].fused ? "" : " (not advised)",
+                    us[i + 2], read / us[i + 2] * 1e-6, us[0], us[1]);
+      }
       std::fflush(stdout);
       check(cudaFree(ends));
     }

@@ -61,7 +61,7 @@ int main(int argc, char** argv) {
   app.add_option("--md", markdown, "Write the table to this file, too");
   app.add_option("--json", json, "Write the rows to this file");
   CLI11_PARSE(app, argc, argv);
-  if (experts) return bench_experts(shapes, tokens, blocksize, arch);
+  if (experts) return bench_experts(shapes, tokens, blocksize, arch, variants);
   if (shapes.empty()) {
     shapes = {"14336x4096", "4096x4096"};
     if (!quick) {
