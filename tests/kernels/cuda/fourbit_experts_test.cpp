@@ -273,7 +273,6 @@ TEST_F(CudaExperts, NoEndLeadsOutside) {
 TEST_F(CudaExperts, GraphsFollowTheEnds) {
   for (const FourbitSpec& spec : two_kernels()) {
     Experts problem(spec, 6, any_ends(6, spec.m), false, rng_);
-    problem.params().stack.programmatic_launch = device_.compute_capability >= 90;
     const Matmul4bitCudaPlan plan = cuda::plan_grouped_matmul_4bit(problem.params(), device_);
     DeviceBuffer<int32_t> next(6);
     cudaStream_t stream;
