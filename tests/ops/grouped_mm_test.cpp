@@ -78,7 +78,8 @@ TEST_F(GroupedMm, AgreesWithALoopOverExperts) {
           const at::Tensor x = normal({37, k}, dtype);
           for (const auto& groups : kGroups) {
             const at::Tensor y = grouped_mm_4bit(x, p.packed, p.state, ends(groups));
-            EXPECT_TRUE(is_near(y, grouped_f64(x, p.truth, groups), kMatmul))
+            // Few outputs: their roundings do not average out.
+            EXPECT_TRUE(is_near(y, grouped_f64(x, p.truth, groups), kGradient))
                 << n << "x" << k << (nested ? " nested " : " ") << blocksize << " " << dtype << " "
                 << groups;
             EXPECT_EQ(y.slice(0, groups.back()).count_nonzero().item<int64_t>(), 0);
@@ -169,7 +170,7 @@ TEST_F(GroupedMm, GradientOfTheInput) {
           const at::Tensor x = normal({37, size[1]}, dtype).requires_grad_();
           const at::Tensor y = grouped_mm_4bit(x, p.packed, p.state, ends(groups));
           ASSERT_TRUE(y.requires_grad());
-          EXPECT_TRUE(is_near(y.detach(), grouped_f64(x.detach(), p.truth, groups), kMatmul));
+          EXPECT_TRUE(is_near(y.detach(), grouped_f64(x.detach(), p.truth, groups), kGradient));
           const at::Tensor grad = normal(y.sizes(), dtype);
           y.backward(grad);
           EXPECT_TRUE(is_near(x.grad(), grouped_f64(grad, p.truth, groups, false), kGradient))

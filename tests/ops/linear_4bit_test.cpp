@@ -103,8 +103,9 @@ TEST_F(Linear4bitTest, AgreesWithFloat64ForAnySize) {
 TEST_F(Linear4bitTest, OneTokenMoreThanRoundsOfTiles) {  // two launches on an H100 or H200
   const Problem p = problem(4096, 2048, true);
   const at::Tensor x = normal({1025, 2048}, at::kBFloat16), bias = normal({4096}, at::kBFloat16);
-  EXPECT_TRUE(
-      is_near(matmul_4bit(x, p.packed, p.state, bias), linear_f64(x, p.truth, bias), kMatmul));
+  // CUDA: from some number of tokens on, weights are rounded before they are multiplied.
+  EXPECT_TRUE(is_near(matmul_4bit(x, p.packed, p.state, bias), linear_f64(x, p.truth, bias),
+                      test::on_cuda() ? test::kRoundedWeights : kMatmul));
 }
 
 TEST_F(Linear4bitTest, EveryBlocksize) {

@@ -24,7 +24,8 @@ inline constexpr Tolerance kMatmul{5e-6, 2.5e-3, 5e-4};
 inline constexpr Tolerance kMatmulGolden{2e-6, 5e-3, 1e-3};
 
 /// The gradient of the input over packed weights. 16 bits: the kernels round a weight before they
-/// multiply it, as the reference's backward pass does, which few outputs do not average out.
+/// multiply it, as the reference's backward pass does, which few outputs do not average out. Also
+/// products of few outputs.
 inline constexpr Tolerance kGradient{5e-6, 5e-3, 1e-3};
 
 /// Against weights that were rounded to the 16-bit dtype before a library matmul (the reference's
