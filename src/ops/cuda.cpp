@@ -136,8 +136,11 @@ void grouped_product(const at::Tensor& rows, const at::Tensor& weights, const at
   // The library stops the device at ends that descend.
   const at::Tensor ascending = std::get<0>(ends.clamp(0, m).cummax(0));
   const at::Tensor behind = at::arange(m, ends.options()).ge(ascending.select(0, -1)).unsqueeze(1);
+  // The library asks for the stride of a single row, too.
+  const int64_t depth = rows.size(1);
+  const at::Tensor x = m == 1 ? rows.as_strided({1, depth}, {depth, 1}) : rows;
   at::Tensor y = output;
-  y.copy_(at::cuda::_grouped_mm(rows, weights, ascending)).masked_fill_(behind, 0);
+  y.copy_(at::cuda::_grouped_mm(x, weights, ascending)).masked_fill_(behind, 0);
 }
 
 void product_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
