@@ -139,8 +139,7 @@ void grouped_product(const at::Tensor& rows, const at::Tensor& weights, const at
   // The library asks for the stride of a single row, too.
   const int64_t depth = rows.size(1);
   const at::Tensor x = m == 1 ? rows.as_strided({1, depth}, {depth, 1}) : rows;
-  at::Tensor y = output;
-  y.copy_(at::cuda::_grouped_mm(x, weights, ascending)).masked_fill_(behind, 0);
+  output.copy_(at::cuda::_grouped_mm(x, weights, ascending)).masked_fill_(behind, 0);
 }
 
 void product_int8(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {

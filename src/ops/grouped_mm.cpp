@@ -18,7 +18,7 @@ namespace {
 
 /// The ends on the CPU, checked.
 at::Tensor checked_ends(const char* op, const at::Tensor& offs, int64_t m) {
-  const at::Tensor dense = offs.contiguous();
+  at::Tensor dense = offs.contiguous();
   const auto* ends = static_cast<const int32_t*>(dense.const_data_ptr());
   int64_t begin = 0;
   for (int64_t e = 0; e < dense.numel(); ++e) {
